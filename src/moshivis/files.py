@@ -1,0 +1,111 @@
+"""Reading what a stranger hands us within limits; writing files and folders so that a reader sees all or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moshivis.errors import InputError
+
+
+def read_limited(source: str | os.PathLike[str] | bytes, *, max_bytes: int, noun: str) -> bytes:
+    """The content of a file, or `source` itself if it is bytes already.
+
+    `noun` names the thing in messages ("picture"). Never more than `max_bytes` + 1 bytes are read, whatever the file.
+    Raises InputError if there is no such file, if it is a folder, cannot be read, is empty, or holds more bytes.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, content = f"this {noun}", bytes(source)
+    else:
+        name = os.fspath(source)
+        try:
+            with open(name, "rb") as file:
+                content = file.read(max_bytes + 1)
+        except FileNotFoundError:
+            raise InputError(f"{name}: no such file; give the path of a {noun}") from None
+        except IsADirectoryError:
+            raise InputError(f"{name} is a folder; give the path of a {noun}") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a null character
+            raise InputError(f"{name} cannot be read: {error}") from error
+    if not content:
+        raise InputError(f"{name} is empty: it has no bytes at all")
+    if len(content) > max_bytes:
+        raise InputError(f"{name} has more than {max_bytes / 2**20:g} MiB, the limit for a {noun}; make it smaller")
+    return content
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield the path of a temporary file beside `path`; on leaving the block it takes `path`'s place.
+
+    The temporary name keeps the suffix of `path`, for writers that choose their format by it. Missing parent folders
+    are created. If the block raises, the temporary file is removed and an older file at `path` stays as it was.
+
+    Raises IsADirectoryError if `path` is a folder, OSError if its folder cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder, not a file that could be written")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(_default_mode(0o666))  # mkstemp makes files that only their owner can read
+        _flush(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on leaving the block it takes `path`'s place.
+
+    An empty folder at `path` is replaced, one with content is refused: nothing that somebody wrote is deleted. If the
+    block raises, the temporary folder and all that was written to it are removed.
+
+    Raises FileExistsError if `path` is a file or a folder with content, OSError if its parent cannot be written.
+    """
+    target = Path(path)
+    _refuse_occupied(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(_default_mode(0o777))
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        _refuse_occupied(target)
+        if target.is_dir():
+            target.rmdir()
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_occupied(target: Path) -> None:
+    if target.is_dir():
+        if any(target.iterdir()):
+            raise FileExistsError(f"{target} already exists and is not empty; remove it or choose another name")
+    elif target.exists() or target.is_symlink():
+        raise FileExistsError(f"{target} already exists and is not a folder; remove it or choose another name")
+
+
+def _flush(file: Path) -> None:
+    """Bring a file's content to the disk, so that a power cut after the rename leaves no file of zeros."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _default_mode(mode: int) -> int:
+    """`mode` less the bits that the process's umask takes away."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask

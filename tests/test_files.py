@@ -1,0 +1,84 @@
+"""`moshivis.files`: all or nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from moshivis.errors import InputError
+from moshivis.files import atomic_directory, atomic_write, read_limited
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "weights.bin"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(target) as temporary:
+        temporary.write_text("half of the new")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_a_write_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "table.json"
+    with atomic_write(target) as temporary:
+        assert temporary.suffix == ".json"
+        temporary.write_text("{}")
+        assert not target.exists()
+    assert target.read_text() == "{}"
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    assert os.listdir(target.parent) == ["table.json"]
+
+
+def test_a_folder_is_never_overwritten_by_a_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), atomic_write(tmp_path):
+        pass
+
+
+def test_a_failed_directory_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "model") as temporary:
+        (temporary / "config.json").write_text("{}")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_appears_whole_and_may_replace_an_empty_one(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    with atomic_directory(target) as temporary:
+        (temporary / "shards").mkdir()
+        (temporary / "shards" / "a").write_text("a")
+        assert os.listdir(target) == []
+    assert (target / "shards" / "a").read_text() == "a"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_directory_with_content_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"), atomic_directory(tmp_path):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+    assert read_limited(file, max_bytes=5, noun="picture") == b"12345"
+    with pytest.raises(InputError, match="limit for a picture"):
+        read_limited(file, max_bytes=4, noun="picture")
+    with pytest.raises(InputError, match="limit for a picture"):
+        read_limited("/dev/zero", max_bytes=1000, noun="picture")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("nowhere.png", "no such file"), (".", "is a folder"), (b"", "is empty"), ("a\0b", "cannot be read")],
+)
+def test_unreadable_sources_are_named(source: str | bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_limited(source, max_bytes=10, noun="picture")
