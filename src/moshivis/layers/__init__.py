@@ -1,0 +1,1 @@
+"""Building blocks that codec, backbone and depth transformer share."""
