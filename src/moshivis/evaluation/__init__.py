@@ -1,0 +1,1 @@
+"""Measures of what a model says and how it sounds."""

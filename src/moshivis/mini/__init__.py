@@ -1,0 +1,1 @@
+"""The miniature world: drawn scenes, a grammar, spoken clips, and the recipes of the embedded model."""

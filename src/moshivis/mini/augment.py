@@ -1,0 +1,77 @@
+"""Augmentation of user speech: another room, another microphone, some noise.
+
+Text-to-speech is cleaner than any microphone. A third of the clips stay as they are; the others get a few of gain,
+noise, a small room and a coloured frequency response. Length and alignment never change, so word times stay true.
+"""
+
+import numpy as np
+
+from moshivis.mini.voices import SAMPLE_RATE
+
+CLEAN_SHARE = 0.35
+
+
+def augment(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Audio `[samples]` (float32, 24 kHz) as another microphone may have heard it; the same length."""
+    if rng.random() < CLEAN_SHARE or not len(audio):
+        return audio.astype(np.float32)
+    if rng.random() < 0.4:
+        audio = reverberate(audio, rng)
+    if rng.random() < 0.5:
+        audio = colour(audio, rng)
+    if rng.random() < 0.6:
+        audio = add_noise(audio, rng)
+    if rng.random() < 0.7:
+        audio = audio * 10 ** (rng.uniform(-14.0, 6.0) / 20)
+    peak = np.abs(audio).max(initial=0.0)
+    return (audio * min(1.0, 0.99 / max(peak, 1e-9))).astype(np.float32)
+
+
+def add_noise(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """White, pink or humming noise, 15 to 40 dB below the speech."""
+    count = len(audio)
+    kind = rng.integers(3)
+    if kind == 2:
+        time = np.arange(count) / SAMPLE_RATE
+        mains = rng.choice((50.0, 60.0))
+        harmonics = ((n, rng.random() / n, rng.uniform(0, 2 * np.pi)) for n in (1, 2, 3, 5))
+        noise = sum(level * np.sin(2 * np.pi * mains * n * time + phase) for n, level, phase in harmonics)
+    else:
+        noise = rng.standard_normal(count)
+        if kind == 1:
+            spectrum = np.fft.rfft(noise)
+            noise = np.fft.irfft(spectrum / np.sqrt(np.arange(len(spectrum)) + 1.0), count)
+    ratio = 10 ** (-rng.uniform(15.0, 40.0) / 20)
+    return audio + noise * (_level(audio) * ratio / max(_level(np.asarray(noise)), 1e-9))
+
+
+def reverberate(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A small room: an exponentially decaying noise tail (0.1 to 0.4 s to -60 dB) behind the direct sound."""
+    decay = rng.uniform(0.1, 0.4)
+    count = int(decay * SAMPLE_RATE)
+    tail = rng.standard_normal(count) * np.exp(-6.9 * np.arange(count) / count)
+    tail[: int(rng.uniform(0.002, 0.01) * SAMPLE_RATE)] = 0.0  # the first reflection comes later
+    tail *= 10 ** (-rng.uniform(4.0, 14.0) / 20) / max(np.sqrt(np.sum(tail**2)), 1e-9)
+    tail[0] = 1.0
+    return _convolve(audio, tail)
+
+
+def colour(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A light equaliser: a smooth random response within ±4 dB, and now and then the low-pass of a poor line."""
+    size = len(audio) + SAMPLE_RATE // 10  # padded: what the filter smears must not come round to the beginning
+    frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
+    bands = np.array([0.0, 150.0, 400.0, 1000.0, 2500.0, 6000.0, 12000.0])
+    response = 10 ** (np.interp(frequencies, bands, rng.uniform(-4.0, 4.0, len(bands))) / 20)
+    if rng.random() < 0.3:
+        response /= np.sqrt(1.0 + (frequencies / rng.uniform(3000.0, 8000.0)) ** 8)
+    return np.fft.irfft(np.fft.rfft(audio, size) * response, size)[: len(audio)]
+
+
+def _level(audio: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(audio))))
+
+
+def _convolve(audio: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    size = len(audio) + len(kernel) - 1
+    fast = 1 << (size - 1).bit_length()
+    return np.fft.irfft(np.fft.rfft(audio, fast) * np.fft.rfft(kernel, fast), fast)[: len(audio)]

@@ -1,0 +1,105 @@
+"""Builds the miniature from nothing: a chain of resumable stages, each a folder of the output.
+
+clips -> recogniser -> codec -> codes -> language -> adapters -> model
+      -> tokenizer               vision ----------^
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from moshivis.codec import Mimi
+from moshivis.config import ModelConfig
+from moshivis.evaluation.recogniser import Recogniser
+from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, plan
+from moshivis.mini.codec_training import train_codec
+from moshivis.mini.codes import encode_clips
+from moshivis.mini.language_training import Sources, train_adapters, train_language
+from moshivis.mini.pictures import Pictures, draw_pictures
+from moshivis.mini.recipe import CODEC, VISION, mini
+from moshivis.mini.recogniser_training import train_recogniser
+from moshivis.mini.stage import Stage
+from moshivis.mini.tokenizer_training import train_tokenizer
+from moshivis.mini.vision_training import save_features, train_vision
+from moshivis.speech_lm.tokenizer import TextTokenizer
+from moshivis.vision import VisionEncoder
+
+NUM_PICTURES = 20000
+RECOGNISER_STEPS, LISTENER_STEPS = 1500, 2500
+
+
+class Build:
+    """The stages of one output folder. A stage that needs an earlier one runs it first, or loads its result."""
+
+    def __init__(self, out: Path, device: torch.device, workers: int = 2):
+        self.out, self.device, self.workers = out, device, workers
+
+    def stage(self, name: str) -> Stage:
+        return Stage(self.out / name)
+
+    def clips(self) -> ClipStore:
+        folder = self.out / "clips"
+        stage = self.stage("clips")
+        if not stage.done:
+            begun = time.monotonic()
+            build_clips(held_out_plan(), folder / "heldout", self.workers)
+            build_clips(plan(), folder, self.workers)
+            store = ClipStore(folder)
+            hours = sum(clip.samples for clip in store.clips) / 24000 / 3600
+            stage.finish({"clips": len(store), "hours": hours, "seconds": time.monotonic() - begun})
+        return ClipStore(folder)
+
+    def tokenizer(self) -> TextTokenizer:
+        return train_tokenizer(self.stage("tokenizer"))
+
+    def recogniser(self) -> Recogniser:
+        return train_recogniser(self.stage("recogniser"), self.clips(), ("assistant", "user"), RECOGNISER_STEPS)
+
+    def listener(self) -> Recogniser:
+        return train_recogniser(self.stage("listener"), self.clips(), ("assistant",), LISTENER_STEPS)
+
+    def codec(self) -> Mimi:
+        return train_codec(self.stage("codec"), CODEC, self.clips(), self.recogniser)
+
+    def codes(self) -> Path:
+        folder = self.out / "codes"
+        stage = Stage(folder)
+        if not stage.done:
+            encode_clips(self.codec(), self.clips(), folder, self.workers)
+            stage.finish({"clips": len(self.clips())})
+        return folder
+
+    def pictures(self) -> Pictures:
+        return draw_pictures(self.stage("pictures"), NUM_PICTURES, VISION.image_size, VISION.patch_size, self.workers)
+
+    def vision(self) -> VisionEncoder:
+        return train_vision(self.stage("vision"), VISION, self.pictures())
+
+    def features(self) -> Path:
+        """The frozen encoder's output for every picture, [N, S, enc] in half precision."""
+        path = self.out / "vision" / "features.safetensors"
+        if not path.exists():
+            encoder, pictures = self.vision(), self.pictures()
+            save_features(path, encoder, pictures)
+        return path
+
+    def sources(self) -> Sources:
+        self.tokenizer()
+        return Sources(self.out / "clips", self.codes(), self.out / "tokenizer" / "tokenizer.model")
+
+    def config(self) -> ModelConfig:
+        return mini(len(self.tokenizer()))
+
+    def language(self) -> Path:
+        train_language(self.stage("language"), self.config(), self.sources(), self.workers)
+        return self.out / "language" / "language.safetensors"
+
+    def adapters(self) -> Path:
+        language, features = self.language(), self.features()
+        train_adapters(
+            self.stage("adapters"), self.config(), self.sources(), self.pictures(), features, language, self.workers
+        )
+        return self.out / "adapters" / "adapters.safetensors"

@@ -1,0 +1,277 @@
+"""Conversations of the miniature world as training samples: composed from spoken clips, or written as plain text.
+
+A spoken sample has two channels. The user's side is put together at code level from clips of one voice (a told scene,
+then a question, or a question alone); the assistant answers 200 to 600 ms later with the clip of the right answer,
+whose words stand in the text stream at the frames where they are spoken (padding elsewhere, end-of-padding before a
+word). A written ("speechless") sample is the text of both sides in one stream, end-of-padding where the assistant
+begins and padding where it ends: both are tokens that the spoken form has too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moshivis.mini import grammar
+from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
+from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn
+from moshivis.mini.scenes import Scene, said_scene, sample_scene
+from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
+
+FRAME_SECONDS = 0.08
+IGNORE = -100  # targets that carry no loss
+SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
+HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation of T frames (or, written, T tokens)."""
+
+    text: np.ndarray  # [T] the text stream
+    own: np.ndarray  # [K, T] the assistant's codes, -1 where there is no audio
+    user: np.ndarray  # [K, T]
+    heard: np.ndarray  # [T] user words where they have been heard, for the auxiliary loss
+    weight: np.ndarray  # [T] weight of the text target
+    speaking: np.ndarray  # [T] bool, the assistant's audio is not silence
+
+
+@dataclass(frozen=True)
+class _Reply:
+    text: str
+    clips: list[int]  # whose words, one after the other, are those of the text
+
+
+class Spoken:
+    """Composes spoken samples of `frames` frames."""
+
+    def __init__(
+        self, codes: ClipCodes, tokenizer: TextTokenizer, frames: int, num_codebooks: int, padding_weight: float
+    ):
+        self.codes, self.tokenizer = codes, tokenizer
+        self.frames, self.levels, self.padding_weight = frames, num_codebooks, padding_weight
+        self.answers: dict[str, int] = {}
+        self.greetings: list[int] = []
+        self.phrases: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, "there" | "and")
+        self.questions: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, family)
+        self.whole: dict[str, list[int]] = defaultdict(list)
+        self.queries: dict[int, Query] = {}
+        for i, clip in enumerate(codes.clips.clips):
+            if clip.kind == "greeting":
+                self.greetings.append(i)
+            elif clip.role == "assistant":
+                self.answers[clip.text] = i
+            elif clip.kind in ("there", "and"):
+                self.phrases[clip.voice, clip.kind].append(i)
+            else:
+                self.queries[i] = clip.query
+                if clip.kind == "whole":
+                    self.whole[clip.voice].append(i)
+                else:
+                    self.questions[clip.voice, clip.query.family].append(i)
+        self.voices = sorted({voice for voice, _ in self.questions})
+
+    def without_picture(self, rng: random.Random) -> Sample:
+        """Pretraining: told scenes, bare questions about a scene nobody told, knowledge, small talk, repeating."""
+        return self._conversation(rng, lambda voice: self._turn_without_picture(voice, rng))
+
+    def with_picture(self, scene: Scene, rng: random.Random, families: tuple[str, ...]) -> Sample:
+        """Every question is about `scene`, or of a family that needs none."""
+        return self._conversation(rng, lambda voice: self._question(voice, rng.choice(families), scene, rng))
+
+    def _conversation(self, rng: random.Random, next_turn) -> Sample:
+        line = _Timeline(self, rng)
+        greeting = rng.choice(self.greetings)
+        line.assistant(_Reply(self.codes.clips.clips[greeting].text, [greeting]), rng.randint(1, 5))
+        voice = rng.choice(self.voices)
+        while line.end < self.frames - 20:
+            found = next_turn(voice)
+            if found is None:
+                continue
+            clips, reply = found
+            line.user(clips, line.end + rng.randint(2, 14))
+            line.assistant(reply, line.user_end + rng.randint(3, 7))
+            if rng.random() < 0.1:
+                line.end += rng.randint(10, 40)
+        return line.sample()
+
+    def _turn_without_picture(self, voice: str, rng: random.Random) -> tuple[list[int], _Reply] | None:
+        draw = rng.random()
+        if draw < 0.62:
+            told = self._told(voice, rng)
+            found = self._question(voice, rng.choice(SCENE_FAMILIES), told[1], rng) if told else None
+            return (told[0] + found[0], found[1]) if told and found else None
+        if draw < 0.67 and self.whole[voice]:
+            clip = rng.choice(self.whole[voice])
+            turn = grammar.answer(self.queries[clip], self.codes.clips.clips[clip].scene)
+            reply = self._reply(turn)
+            return ([clip], reply) if reply else None
+        if draw < 0.82:
+            return self._question(voice, rng.choice(SCENE_FAMILIES), sample_scene(rng), rng)
+        return self._question(voice, rng.choice(SCENELESS_FAMILIES), sample_scene(rng), rng)
+
+    def _told(self, voice: str, rng: random.Random) -> tuple[list[int], Scene] | None:
+        """Phrase clips that tell a scene of one to three objects, and that scene."""
+        count = rng.choice((1, 2, 2, 2, 3))
+        clips = [rng.choice(self.phrases[voice, "there" if i == 0 else "and"]) for i in range(count)]
+        objects = tuple(self.codes.clips.clips[i].object for i in clips)
+        places = [thing.place for thing in objects if thing.place]
+        if len(set(places)) < len(places) or len({(t.shape, t.colour) for t in objects}) < count:
+            return None
+        return clips, Scene(objects)
+
+    def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> tuple[list[int], _Reply] | None:
+        """A question clip of the family that the scene answers, and the clips of the answer."""
+        candidates = self.questions[voice, family]
+        for _ in range(25):
+            clip = rng.choice(candidates)
+            turn = grammar.answer(self.queries[clip], scene)
+            if turn is None or (turn.facts["missing"] and rng.random() < 0.7):
+                continue
+            reply = self._reply(turn)
+            if reply:
+                return [clip], reply
+        return None
+
+    def _reply(self, turn: Turn | None) -> _Reply | None:
+        if turn is None:
+            return None
+        if turn.family == "describe":
+            things = [grammar.SceneObject(**fields) for fields in turn.facts["present"]]
+            texts = grammar.description_parts(Scene(tuple(things)))
+        else:
+            texts = [turn.answer]
+        clips = [self.answers.get(text) for text in texts]
+        return None if None in clips else _Reply(turn.answer, [clip for clip in clips if clip is not None])
+
+
+class _Timeline:
+    """Two channels being filled with clips, from left to right."""
+
+    def __init__(self, spoken: Spoken, rng: random.Random):
+        self.spoken, self.rng = spoken, rng
+        self.frames, levels = spoken.frames, spoken.levels
+        silence, rooms = spoken.codes.silence[:levels], spoken.codes.backgrounds[:, :levels]
+        room = rooms[0] if rng.random() < 0.4 else rooms[rng.randrange(len(rooms))]
+        self.own = _tile(silence, self.frames, 8)
+        self.users = _tile(room, self.frames, rng.randrange(64))
+        self.text = np.full(self.frames, PADDING)
+        self.heard = np.full(self.frames, PADDING)
+        self.speaking = np.zeros(self.frames, bool)
+        self.end = 0  # first frame after everything said so far
+        self.user_end = 0
+        self.cursor = 0  # first frame of the text stream that is still free
+
+    def assistant(self, reply: _Reply, at: int) -> None:
+        words = iter(reply.text.split())
+        for index in reply.clips:
+            clip = self.spoken.codes.clips.clips[index]
+            codes = self.spoken.codes[index][: self.spoken.levels]
+            self._put(self.own, codes, at)
+            self.speaking[at : at + codes.shape[1]] = True
+            for spoken in clip.words:
+                self._write(next(words), at + int(spoken.start / FRAME_SECONDS))
+            at += codes.shape[1] - TAIL_FRAMES
+        self.end = at
+
+    def user(self, clips: list[int], at: int) -> None:
+        for index in clips:
+            clip = self.spoken.codes.clips.clips[index]
+            codes = self.spoken.codes[index][: self.spoken.levels]
+            self._put(self.users, codes, at)
+            for word in clip.words:
+                pieces = self.spoken.tokenizer.encode(grammar.normalise(word.text))
+                frame = at + int(word.end / FRAME_SECONDS) + HEARD_DELAY
+                if pieces and frame < self.frames:
+                    self.heard[frame] = pieces[0]
+            at += codes.shape[1] - TAIL_FRAMES + self.rng.choice((0, 0, 1, 1, 2, 4))
+        self.user_end = self.end = at
+
+    def _write(self, word: str, frame: int) -> None:
+        """The pieces of a word, one a frame, from the frame where it is spoken on."""
+        frame = max(frame, self.cursor)
+        if frame >= self.frames:
+            return
+        if frame > self.cursor or frame == 0:
+            self.text[max(0, frame - 1)] = END_OF_PADDING
+        for piece in self.spoken.tokenizer.encode(word):
+            if frame < self.frames:
+                self.text[frame] = piece
+            frame += 1
+        self.cursor = frame
+
+    def _put(self, channel: np.ndarray, codes: np.ndarray, at: int) -> None:
+        count = max(0, min(codes.shape[1], self.frames - at))
+        channel[:, at : at + count] = codes[:, :count]
+
+    def sample(self) -> Sample:
+        weight = np.where(self.text == PADDING, self.spoken.padding_weight, 1.0).astype(np.float32)
+        return Sample(self.text, self.own, self.users, self.heard, weight, self.speaking)
+
+
+def _tile(codes: np.ndarray, frames: int, start: int) -> np.ndarray:
+    """[K, F] repeated along time to [K, frames], from frame `start` on."""
+    return codes[:, (start + np.arange(frames)) % codes.shape[1]].astype(np.int64)
+
+
+class Written:
+    """Composes written samples of `length` tokens."""
+
+    def __init__(self, tokenizer: TextTokenizer, length: int, num_codebooks: int, user_weight: float):
+        self.tokenizer, self.length, self.levels, self.user_weight = tokenizer, length, num_codebooks, user_weight
+
+    def without_picture(self, rng: random.Random) -> Sample:
+        return self._conversation(rng, self._turns_without_picture(rng))
+
+    def with_picture(self, scene: Scene, rng: random.Random, families: tuple[str, ...]) -> Sample:
+        return self._conversation(rng, self._turns_with_picture(scene, rng, families))
+
+    def _turns_without_picture(self, rng: random.Random) -> Iterator[tuple[str, Turn]]:
+        while True:
+            draw = rng.random()
+            told, family = "", rng.choice(SCENE_FAMILIES)
+            scene = sample_scene(rng, rng.choice((1, 2, 2, 2, 3)))
+            if draw < 0.7:
+                scene = said_scene(scene, rng)
+                told = ", ".join(grammar.scene_phrases(scene, rng)) + ". "
+            elif draw > 0.82:
+                family = rng.choice(SCENELESS_FAMILIES)
+            turn = _ask(scene, family, rng)
+            if turn is not None:
+                yield told, turn
+
+    def _turns_with_picture(
+        self, scene: Scene, rng: random.Random, families: tuple[str, ...]
+    ) -> Iterator[tuple[str, Turn]]:
+        while True:
+            turn = _ask(scene, rng.choice(families), rng)
+            if turn is not None:
+                yield "", turn
+
+    def _conversation(self, rng: random.Random, turns: Iterator[tuple[str, Turn]]) -> Sample:
+        tokens = [END_OF_PADDING, *self.tokenizer.encode(rng.choice(grammar.GREETINGS)), PADDING]
+        weights = [1.0] * len(tokens)
+        for told, turn in turns:
+            question = told + turn.question
+            if rng.random() < 0.4:
+                question = grammar.normalise(question)  # as people type: no capitals, no punctuation
+            asked = self.tokenizer.encode(question)
+            answered = [END_OF_PADDING, *self.tokenizer.encode(turn.answer), PADDING]
+            if len(tokens) + len(asked) + len(answered) > self.length:
+                break
+            tokens += asked + answered
+            weights += [self.user_weight] * len(asked) + [1.0] * len(answered)
+        missing = self.length - len(tokens)
+        text = np.array(tokens + [PADDING] * missing)
+        weight = np.array(weights + [0.0] * missing, dtype=np.float32)
+        none = np.full((self.levels, self.length), -1)
+        return Sample(text, none, none, np.full(self.length, IGNORE), weight, np.zeros(self.length, bool))
+
+
+def _ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
+    turn = grammar.ask(scene, family, rng)
+    return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn

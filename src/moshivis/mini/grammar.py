@@ -1,0 +1,292 @@
+"""The grammar of the miniature world: asks about a scene, answers, and tells a scene in a user's words.
+
+This is the door to the world's language: `ask` finds a question that a scene can answer, `answer` (of
+`moshivis.mini.answers`) answers a query for a scene, `scene_phrases` describes a scene as a user does, and
+`moshivis.mini.judge` says whether an answer is right.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from moshivis.mini import knowledge
+from moshivis.mini.answers import ATTRIBUTES, answer, describe_phrase, description_parts, missing
+from moshivis.mini.judge import judge
+from moshivis.mini.language import NUMBERS, PLACE_PHRASES, normalise, object_phrase, plural
+from moshivis.mini.questions import (
+    FAMILIES,
+    MAX_PHRASINGS,
+    PRETRAINING_FAMILIES,
+    TEMPLATES,
+    Query,
+    Turn,
+    claim_phrase,
+)
+from moshivis.mini.scenes import (
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Scene,
+    SceneObject,
+    said_scene,
+    sample_object,
+    sample_scene,
+)
+
+__all__ = [
+    "ATTRIBUTES",
+    "FAMILIES",
+    "GREETINGS",
+    "PRETRAINING_FAMILIES",
+    "Query",
+    "SceneObject",
+    "Turn",
+    "all_answers",
+    "all_questions",
+    "and_phrase",
+    "answer",
+    "ask",
+    "describe_phrase",
+    "description_parts",
+    "judge",
+    "normalise",
+    "sample_query",
+    "scene_phrases",
+    "there_phrase",
+    "vocabulary",
+    "world_text",
+]
+
+GREETINGS = (
+    "Hello, how can I help you?",
+    "Hi, what would you like to know?",
+    "Hello, what can I do for you?",
+    "Hello there, ask me about the picture.",
+    "Hi, I am listening.",
+    "Good day, what do you want to know?",
+    "Hello, I can see your picture.",
+    "Hi there, how are you?",
+)
+THERE_FORMS = ("There is {}", "There is {}", "I see {}", "The picture shows {}", "Here is {}", "I can see {}")
+AND_FORMS = ("and {}", "and {}", "and there is {}", "and also {}", "and then {}")
+
+# How a question refers to its object: the attributes named, and how often.
+_REFERENCES: dict[str, tuple[tuple[tuple[str, ...], int], ...]] = {
+    "colour": ((("shape",), 9), (("place",), 4), (("size", "shape"), 2), (("shape", "place"), 1), (("size",), 1)),
+    "shape": ((("colour",), 9), (("place",), 5), (("size", "colour"), 1), (("size",), 2)),
+    "size": ((("shape",), 8), (("colour",), 4), (("colour", "shape"), 3), (("place",), 2)),
+    "place": ((("shape",), 8), (("colour",), 4), (("colour", "shape"), 3), (("size", "shape"), 1), (("size",), 1)),
+}
+_ATTEMPTS = 40
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Asking
+
+
+def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
+    """A question of the family about the scene, with its answer; None if the scene admits none.
+
+    One question in ten asks about something that is not there; half of the yes_no questions are answered by yes.
+    """
+    for _ in range(_ATTEMPTS):
+        turn = answer(sample_query(family, rng, scene), scene)
+        if turn is not None:
+            return turn
+    return None
+
+
+def sample_query(family: str, rng: random.Random, scene: Scene | None = None) -> Query:
+    """A random query of the family, mostly about what is in the scene if one is given."""
+    phrasing = rng.randrange(MAX_PHRASINGS)
+    if family == "describe":
+        return Query(family=family, phrasing=phrasing)
+    if family == "knowledge":
+        item = knowledge.sample_fact(rng)
+        choices = knowledge.sample_choices(item, rng) if rng.random() < 0.25 else ()
+        return Query(family=family, phrasing=phrasing, item=item, choices=choices)
+    if family == "small_talk":
+        return Query(family=family, phrasing=phrasing, item=rng.choice(list(knowledge.SMALL_TALK)))
+    if family == "repeat":
+        return Query(family=family, phrasing=phrasing, item=rng.choice(knowledge.REPEATABLE))
+    target = sample_object(rng)
+    if scene is not None and rng.random() < 0.9:
+        target = rng.choice(scene.objects)
+    if family == "count":
+        return Query(family=family, phrasing=phrasing, **_named_by(target, _count_reference(rng)))
+    if family in _REFERENCES:
+        return Query(family=family, phrasing=phrasing, **_named_by(target, _reference(family, rng)))
+    if family == "yes_no" and rng.random() < 0.5:
+        return _existence_query(target, phrasing, rng, scene)
+    return _claim_query(family, target, phrasing, rng)
+
+
+def _existence_query(target: SceneObject, phrasing: int, rng: random.Random, scene: Scene | None) -> Query:
+    kinds = rng.choice((("shape", "colour"), ("shape", "colour"), ("shape",), ("colour",)))
+    if rng.random() < 0.5:  # another colour or shape than the target's: mostly not there
+        other = rng.choice(("shape", "colour")) if len(kinds) == 2 else kinds[0]
+        values = SHAPES if other == "shape" else COLOURS
+        shown = {getattr(thing, other) for thing in scene.objects} if scene else set()
+        target = SceneObject(**{**vars(target), other: rng.choice([v for v in values if v not in shown])})
+    return Query(family="yes_no", phrasing=phrasing, **_named_by(target, kinds))
+
+
+def _claim_query(family: str, target: SceneObject, phrasing: int, rng: random.Random) -> Query:
+    if family == "yes_no":
+        kind = rng.choice(("colour", "colour", "place", "size", "shape"))
+        references = _REFERENCES[kind][:3] if kind != "shape" else _REFERENCES[kind][:2]
+    else:
+        kind = rng.choice(("colour", "colour", "colour", "place", "size"))
+        references = _REFERENCES[kind][:1]
+    named = _named_by(target, _weighted(references, rng))
+    actual = getattr(target, kind)
+    if family == "yes_no" and actual and rng.random() < 0.5:
+        claim = actual
+    else:
+        values = {"colour": COLOURS, "place": PLACES, "size": SIZES, "shape": SHAPES}[kind]
+        claim = rng.choice([value for value in values if value != actual])
+    return Query(family=family, phrasing=phrasing, claim=claim, **named)
+
+
+def _reference(family: str, rng: random.Random) -> tuple[str, ...]:
+    return _weighted(_REFERENCES[family], rng)
+
+
+def _count_reference(rng: random.Random) -> tuple[str, ...]:
+    return rng.choice((("shape",), ("shape",), ("shape",), ("colour",), ("colour",), ("size",), ()))
+
+
+def _weighted(options: tuple[tuple[tuple[str, ...], int], ...], rng: random.Random) -> tuple[str, ...]:
+    return rng.choices([kinds for kinds, _ in options], [weight for _, weight in options])[0]
+
+
+def _named_by(target: SceneObject, kinds: tuple[str, ...]) -> dict[str, Any]:
+    return {kind: getattr(target, kind) for kind in kinds}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Telling a scene
+
+
+def there_phrase(thing: SceneObject, form: int = 0) -> str:
+    """The first phrase of a told scene: 'There is a big red circle on the left'."""
+    return THERE_FORMS[form % len(THERE_FORMS)].format(object_phrase(thing))
+
+
+def and_phrase(thing: SceneObject, form: int = 0) -> str:
+    """A later phrase of a told scene: 'and a small blue star at the top'."""
+    return AND_FORMS[form % len(AND_FORMS)].format(object_phrase(thing))
+
+
+def scene_phrases(scene: Scene, rng: random.Random) -> list[str]:
+    """A user's words for a scene, one phrase an object; use `said_scene` first to leave something out."""
+    first, *others = scene.objects
+    return [there_phrase(first, rng.randrange(30)), *(and_phrase(thing, rng.randrange(30)) for thing in others)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The whole world at once
+
+
+def all_queries() -> Iterator[Query]:
+    """Every query of the families whose answers can be listed, one phrasing each (describe is composed instead)."""
+    for family, item in (
+        *(("knowledge", item) for item in knowledge.FACT_ITEMS),
+        *(("small_talk", item) for item in knowledge.SMALL_TALK),
+        *(("repeat", item) for item in knowledge.REPEATABLE),
+    ):
+        yield Query(family=family, item=item)
+
+
+def all_answers() -> list[str]:
+    """Every distinct answer except descriptions, sorted: what the assistant's voice has to speak."""
+    nowhere = Scene(())
+    answers = {turn.answer for query in all_queries() if (turn := answer(query, nowhere))}
+    answers.update(_scene_answers())
+    return sorted(answers)
+
+
+def _scene_answers() -> Iterator[str]:
+    for family, references in _REFERENCES.items():
+        for kinds, _ in references:
+            for named in _combinations(kinds):
+                yield missing(Query(family=family, **named)).answer
+    for kinds in (("shape",), ("colour",), ("shape", "colour"), ("place",), ("size", "shape")):
+        for named in _combinations(kinds):
+            yield missing(Query(family="yes_no", **named), verdict="no").answer
+    for shape in SHAPES:
+        for colour in COLOURS:
+            thing = SceneObject(shape, colour)
+            yield f"The {shape} is {colour}."
+            yield f"The {colour} one is a {shape}."
+            yield f"There is {object_phrase(thing)}, so yes."
+            yield f"The {shape} is {colour}, so yes."
+            yield f"The {shape} is {colour}, so no."
+            yield f"The {colour} one is a {shape}, so yes."
+            yield f"The {colour} one is a {shape}, so no."
+            yield from (f"The {shape} is {colour}, not {claim}." for claim in COLOURS if claim != colour)
+        for kind in (PLACES, SIZES):
+            for value in kind:
+                words = claim_phrase(value)
+                yield f"The {shape} is {words}."
+                yield f"The {shape} is {words}, so yes."
+                yield f"The {shape} is {words}, so no."
+                yield from (f"The {shape} is {words}, not {claim_phrase(claim)}." for claim in kind if claim != value)
+    for words in (*SHAPES, *(f"{word} object" for word in (*COLOURS, *SIZES)), "object"):
+        yield f"There are no {plural(words)}."
+        yield f"There is one {words}."
+        for number in range(2, 5):
+            yield f"There are {NUMBERS[number]} {plural(words)}."
+            yield f"There are {NUMBERS[number]} {plural(words)}, so yes."
+
+
+def _combinations(kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
+    found: list[dict[str, Any]] = [{}]
+    for kind in kinds:
+        found = [named | {kind: value} for named in found for value in values[kind]]
+    yield from found
+
+
+def all_questions(rng: random.Random, count: int) -> list[Query]:
+    """`count` distinct queries over all families, for a voice to speak."""
+    weights = Counter(colour=15, shape=13, size=8, count=12, place=12, yes_no=15, misleading=7, knowledge=8)
+    weights.update(small_talk=3, repeat=5, describe=2)
+    families = list(weights)
+    seen: set[str] = set()
+    queries: list[Query] = []
+    while len(queries) < count:
+        query = sample_query(rng.choices(families, [weights[name] for name in families])[0], rng)
+        family_is_small = query.family in ("describe", "small_talk")
+        if query.text not in seen or family_is_small:
+            seen.add(query.text)
+            queries.append(query)
+    return queries
+
+
+def world_text(rng: random.Random, count: int) -> list[str]:
+    """A sample of the world's sentences, both sides, written and plain: text to train a tokenizer on."""
+    sentences: list[str] = list(GREETINGS)
+    while len(sentences) < count:
+        scene = sample_scene(rng)
+        said = said_scene(scene, rng)
+        told = ", ".join(scene_phrases(said, rng)) + "."
+        turn = ask(said, rng.choice(PRETRAINING_FAMILIES), rng)
+        sentences += [told, normalise(told)]
+        if turn:
+            sentences += [turn.question, normalise(turn.question), turn.answer, normalise(turn.answer)]
+    return sentences[:count]
+
+
+def vocabulary() -> set[str]:
+    """Every word of the world in its plain form."""
+    texts: list[str] = [*GREETINGS, *all_answers(), *(form.format("") for form in (*THERE_FORMS, *AND_FORMS))]
+    texts += [re.sub(r"{\w+}", "", form) for forms in TEMPLATES.values() for form in forms]
+    texts += [*PLACE_PHRASES.values(), "anything thing things one object objects shape a an"]
+    for item in knowledge.FACT_ITEMS:
+        texts += [knowledge.question(item, phrasing) for phrasing in range(6)]
+    texts += [form for _, forms, _ in knowledge.SMALL_TALK.values() for form in forms]
+    return {word for text in texts for word in normalise(text).split()}

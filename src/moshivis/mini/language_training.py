@@ -1,0 +1,256 @@
+"""Stages `language` and `adapters`: pretrain the speech LM without pictures; then freeze it and let it see.
+
+Both train on a mix of spoken and written samples with one loss: weighted text cross-entropy, audio cross-entropy of
+the depth transformer on a choice of frames, and, in pretraining only, an auxiliary loss on the user's words read
+from the middle of the backbone, which teaches a small model to hear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from moshivis.adapters.gated_cross_attention import GatedCrossAttention
+from moshivis.config import ModelConfig
+from moshivis.mini import parallel
+from moshivis.mini.batches import EXTRA_FRAMES, Batch, heard_weight, spoken_batch, written_batch
+from moshivis.mini.clips import ClipStore
+from moshivis.mini.codes import ClipCodes
+from moshivis.mini.dialogues import IGNORE, SCENE_FAMILIES, Sample, Spoken, Written
+from moshivis.mini.grammar import FAMILIES
+from moshivis.mini.pictures import Pictures
+from moshivis.mini.recipe import CODEBOOKS, FRAMES, TOKENS
+from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.speech_lm.lm import SpeechLM
+from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
+from moshivis.vision import ImageProjection
+
+LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 3000, 1e-3, 150
+SPOKEN_ROWS, WRITTEN_ROWS = 16, 24  # of a pretraining step, over all workers
+ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 1500, 2e-3, 50
+ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 12, 36  # p_audio = 25 %
+PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
+HEARD_LAYER = 2  # block whose output is asked for the user's words
+HELD_OUT_PICTURES = 500
+
+
+class Learner(nn.Module):
+    """The speech LM, with or without adapters, and its losses."""
+
+    def __init__(self, config: ModelConfig, *, sees: bool):
+        super().__init__()
+        lm = config.speech_lm
+        self.config = lm
+        self.lm = SpeechLM(lm)
+        self.heard = nn.Linear(lm.backbone.dim, lm.text_card)
+        self._middle: Tensor | None = None
+        self.lm.backbone.layers[HEARD_LAYER].register_forward_hook(self._remember)
+        if sees:
+            assert config.adapters is not None
+            self.projection = ImageProjection(config.vision.hidden_size, lm.backbone.dim, config.vision.projection_norm)
+            self.adapters = GatedCrossAttention(
+                config.adapters, lm.backbone.dim, lm.backbone.num_heads, lm.backbone.num_layers
+            )
+
+    def _remember(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._middle = output
+
+    def forward(self, batch: Batch, image: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses by name, and the text predictions [B, T]; `image` [B, S, enc] is the encoder's output."""
+        fusion = None
+        if image is not None:
+            fusion = self.adapters.context(self.adapters.encode(self.projection(image)), batch.inputs.shape[-1])
+        hidden, logits = self.lm(batch.inputs, fusion)
+        losses = {"text": _weighted(logits, batch.text, batch.text_weight)}
+        if bool(batch.depth.any()):
+            losses["audio"] = self._audio_loss(hidden[batch.depth], batch)
+        if image is None and bool((batch.heard != IGNORE).any()):
+            assert self._middle is not None
+            losses["heard"] = _weighted(self.heard(self._middle), batch.heard, heard_weight(batch.heard))
+        return losses, logits.argmax(-1)
+
+    def _audio_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        text, audio = batch.text[batch.depth], batch.audio.transpose(1, 2)[batch.depth]  # [N], [N, own]
+        given = torch.where(audio == IGNORE, self.config.audio_card, audio)
+        logits = self.lm.depth_logits(hidden, text, given)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), audio.flatten(), ignore_index=IGNORE, reduction="none")
+        weight = torch.ones(audio.shape[1])
+        weight[0] = SEMANTIC_WEIGHT
+        weights = weight * (audio != IGNORE)
+        return (loss.view(audio.shape) * weights).sum() / weights.sum()
+
+
+def _weighted(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy over the targets' weights, normalised by the number of targets that are not padding."""
+    loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="none")
+    return (loss * weight.flatten()).sum() / (weight * (target != PADDING)).sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the samples are made of; opened anew by every worker process."""
+
+    clips: Path
+    codes: Path
+    tokenizer: Path
+
+    def open(self) -> tuple[Spoken, Written]:
+        tokenizer = TextTokenizer.load(self.tokenizer)
+        codes = ClipCodes(self.codes, ClipStore(self.clips))
+        spoken = Spoken(codes, tokenizer, FRAMES + EXTRA_FRAMES, CODEBOOKS, PADDING_WEIGHT)
+        return spoken, Written(tokenizer, TOKENS, CODEBOOKS, USER_WEIGHT)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def train_language(stage: Stage, config: ModelConfig, sources: Sources, workers: int) -> None:
+    """Pretrain the speech LM; its weights end in `stage`'s folder as language.safetensors."""
+    if not stage.done:
+        parallel.run(workers, _language_worker, stage.folder, config, sources)
+
+
+def _language_worker(rank: int, workers: int, folder: Path, config: ModelConfig, sources: Sources) -> None:
+    stage = Stage(folder, leader=rank == 0)
+    torch.manual_seed(0)
+    learner = Learner(config, sees=False)
+    optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    spoken, written = sources.open()
+
+    def batches(rng: random.Random, rows: tuple[int, int]) -> list[Batch]:
+        return [
+            spoken_batch([spoken.without_picture(rng) for _ in range(rows[0])], config.speech_lm, FRAMES, rng),
+            written_batch([written.without_picture(rng) for _ in range(rows[1])], config.speech_lm),
+        ]
+
+    def one_step(step: int) -> dict[str, float]:
+        set_learning_rate(optimiser, cosine(step, LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP))
+        rng = random.Random(f"language {step} {rank}")
+        pair = batches(rng, (SPOKEN_ROWS // workers, WRITTEN_ROWS // workers))
+        return _learn(learner, optimiser, pair, [None, None], workers)
+
+    def evaluate() -> dict[str, float]:
+        return _accuracies(learner, batches(random.Random("language held out"), (24, 48)), [None, None])
+
+    parts = {"learner": learner, "optimiser": optimiser}
+    stage.train(LANGUAGE_STEPS, parts, one_step, evaluate, evaluate_every=250)
+    if rank == 0:
+        save_file(learner.lm.state_dict(), folder / "language.safetensors")
+        stage.finish(evaluate())
+
+
+def train_adapters(
+    stage: Stage,
+    config: ModelConfig,
+    sources: Sources,
+    pictures: Pictures,
+    features: Path,
+    language: Path,
+    workers: int,
+) -> None:
+    """Train projection and adapters on the frozen speech LM in `language`; they end in adapters.safetensors.
+
+    `features` is an array [N, S, enc] with the frozen encoder's output for every picture.
+    """
+    if not stage.done:
+        arguments = (stage.folder, config, sources, pictures.scenes, features, language)
+        parallel.run(workers, _adapter_worker, *arguments)
+
+
+def _adapter_worker(
+    rank, workers, folder: Path, config, sources: Sources, scenes, features: Path, language: Path
+) -> None:
+    stage = Stage(folder, leader=rank == 0)
+    torch.manual_seed(0)
+    learner = Learner(config, sees=True)
+    learner.lm.load_state_dict(load_file(language))
+    learner.requires_grad_(False)
+    trained = nn.ModuleDict({"projection": learner.projection, "adapters": learner.adapters}).requires_grad_(True)
+    optimiser = torch.optim.AdamW(trained.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.02, fused=True)
+    spoken, written = sources.open()
+    seen = load_file(features)["features"]
+    training = len(scenes) - HELD_OUT_PICTURES
+    families = (*SCENE_FAMILIES, *SCENE_FAMILIES, *FAMILIES)
+
+    def batches(rng: random.Random, rows: tuple[int, int], choices: range) -> tuple[list[Batch], list[Tensor | None]]:
+        chosen = [[rng.choice(choices) for _ in range(count)] for count in rows]
+        samples: list[list[Sample]] = [
+            [source.with_picture(scenes[i], rng, families) for i in picks]
+            for source, picks in zip((spoken, written), chosen, strict=True)
+        ]
+        made = [spoken_batch(samples[0], config.speech_lm, FRAMES, rng), written_batch(samples[1], config.speech_lm)]
+        return made, [seen[picks].float() for picks in chosen]
+
+    def one_step(step: int) -> dict[str, float]:
+        set_learning_rate(optimiser, cosine(step, ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP))
+        rng = random.Random(f"adapters {step} {rank}")
+        pair, images = batches(rng, (ADAPTER_SPOKEN_ROWS // workers, ADAPTER_WRITTEN_ROWS // workers), range(training))
+        return _learn(learner, optimiser, pair, images, workers)
+
+    def evaluate() -> dict[str, float]:
+        held_out = range(training, len(scenes))
+        return _accuracies(learner, *batches(random.Random("adapters held out"), (24, 48), held_out))
+
+    stage.train(ADAPTER_STEPS, {"trained": trained, "optimiser": optimiser}, one_step, evaluate, evaluate_every=250)
+    if rank == 0:
+        save_file(trained.state_dict(), folder / "adapters.safetensors")
+        stage.finish(evaluate())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _learn(
+    learner: Learner,
+    optimiser: torch.optim.Optimizer,
+    batches: list[Batch],
+    images: list[Tensor | None],
+    workers: int,
+) -> dict[str, float]:
+    """One optimiser step on a spoken and a written batch."""
+    learner.train()
+    optimiser.zero_grad(set_to_none=True)
+    values = {}
+    for name, batch, image in zip(("spoken", "written"), batches, images, strict=True):
+        with _arithmetic():
+            losses, _ = learner(batch, image)
+        total = losses["text"] + AUDIO_WEIGHT * losses.get("audio", 0.0) + losses.get("heard", 0.0)
+        total.backward()
+        values |= {f"{name}_{part}": loss.item() for part, loss in losses.items()}
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    parallel.average_gradients(trained, workers)
+    nn.utils.clip_grad_norm_(trained, 1.0)
+    optimiser.step()
+    return values
+
+
+@torch.no_grad()
+def _accuracies(learner: Learner, batches: list[Batch], images: list[Tensor | None]) -> dict[str, float]:
+    """Share of the assistant's text tokens that are predicted, and of its sentences that are predicted throughout."""
+    learner.eval()
+    result = {}
+    for name, batch, image in zip(("spoken", "written"), batches, images, strict=True):
+        with _arithmetic():
+            losses, predicted = learner(batch, image)
+        said = (batch.text_weight == 1) & (batch.text != PADDING) & (batch.text != END_OF_PADDING)
+        right = predicted == batch.text
+        result[f"{name}_token_accuracy"] = right[said].float().mean().item()
+        result |= {f"held_out_{name}_{part}": loss.item() for part, loss in losses.items()}
+    return result
+
+
+@contextlib.contextmanager
+def _arithmetic() -> Iterator[None]:
+    """bf16; and attention written out, which on a CPU in bf16 trains twice as fast as the fused kernel."""
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for all devices, in spite of its name
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield

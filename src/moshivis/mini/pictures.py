@@ -1,0 +1,86 @@
+"""Stage `pictures`: drawn scenes as the vision encoder sees them, with what each patch shows."""
+
+from __future__ import annotations
+
+import json
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from moshivis.files import atomic_write
+from moshivis.mini.drawing import draw_scene_with_boxes
+from moshivis.mini.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject, sample_scene
+from moshivis.mini.stage import Stage
+from moshivis.vision.image import image_to_tensor, resize_bicubic
+
+ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Scenes and their drawings."""
+
+    scenes: list[Scene]
+    pixels: np.ndarray  # [N, 3, S, S] uint8
+    labels: np.ndarray  # [N, 4, P, P] uint8: 1 + index of the attribute's value on each patch, 0 = background
+
+
+def draw_pictures(stage: Stage, count: int, image_size: int, patch_size: int, workers: int = 2) -> Pictures:
+    """Draw what is missing of `count` scenes, in chunks that resume."""
+    chunks = range(-(-count // CHUNK))
+    missing = [i for i in chunks if not _path(stage.folder, i).exists()]
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = [pool.submit(_draw_chunk, stage.folder, i, image_size, patch_size) for i in missing]
+        for job in track(jobs, "drawing scenes", total=len(jobs)):
+            job.result()
+    parts = [np.load(_path(stage.folder, i)) for i in chunks]
+    scenes = [_scene(fields) for part in parts for fields in json.loads(str(part["scenes"]))]
+    if not stage.done:
+        stage.finish({"pictures": len(scenes)})
+    return Pictures(
+        scenes[:count],
+        np.concatenate([part["pixels"] for part in parts])[:count],
+        np.concatenate([part["labels"] for part in parts])[:count],
+    )
+
+
+def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int) -> None:
+    rng = random.Random(f"pictures {index}")
+    scenes = [sample_scene(rng) for _ in range(CHUNK)]
+    drawn = [draw(scene, rng, image_size, patch_size) for scene in scenes]
+    with atomic_write(_path(folder, index)) as path, open(path, "wb") as file:
+        np.savez(
+            file,
+            pixels=np.stack([pixels for pixels, _ in drawn]),
+            labels=np.stack([labels for _, labels in drawn]),
+            scenes=json.dumps([asdict(scene) for scene in scenes]),
+        )
+
+
+def draw(scene: Scene, rng: random.Random, image_size: int, patch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A scene's pixels [3, S, S] and patch labels [4, P, P]."""
+    picture, boxes = draw_scene_with_boxes(scene, rng)
+    pixels = resize_bicubic(image_to_tensor(picture), image_size, image_size).numpy()
+    patches = image_size // patch_size
+    labels = np.zeros((len(ATTRIBUTES), patches, patches), np.uint8)
+    centres = (np.arange(patches) + 0.5) / patches
+    for thing, (left, top, right, bottom) in zip(scene.objects, boxes, strict=True):
+        # a small object may cover no patch centre: take the patch that holds its own centre too
+        rows = (centres > top) & (centres < bottom) | (np.arange(patches) == int((top + bottom) / 2 * patches))
+        columns = (centres > left) & (centres < right) | (np.arange(patches) == int((left + right) / 2 * patches))
+        for channel, (name, values) in enumerate(ATTRIBUTES.items()):
+            labels[channel][np.ix_(rows, columns)] = 1 + values.index(getattr(thing, name))
+    return pixels, labels
+
+
+def _scene(fields: dict) -> Scene:
+    return Scene(tuple(SceneObject(**thing) for thing in fields["objects"]), fields["background"])
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"scenes-{index:04d}.npz"

@@ -1,0 +1,88 @@
+"""Stages `recogniser` and `listener`: train word recognisers on original clips.
+
+The recogniser hears all voices and teaches the codec's semantic codebook. The listener hears the assistant's voice
+only and measures the speech that the model produces; it has no part in training.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from moshivis.evaluation.recogniser import BLANK, HOP, Recogniser, RecogniserConfig, word_error_rate
+from moshivis.mini.augment import augment
+from moshivis.mini.clips import ClipStore
+from moshivis.mini.grammar import normalise, vocabulary
+from moshivis.mini.stage import Stage, cosine, set_learning_rate
+
+BATCH = 12
+
+
+def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], steps: int) -> Recogniser:
+    """Train (or resume, or just load) a recogniser of the speech of `roles` in `stage`."""
+    torch.manual_seed(len(roles))
+    model = Recogniser(RecogniserConfig(words=tuple(sorted(vocabulary()))))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+    parts = {"model": model, "optimiser": optimiser}
+    if stage.done:
+        stage.restore(parts)
+        return model.eval()
+    index = {word: i + 1 for i, word in enumerate(model.config.words)}
+    chosen = [i for i, clip in enumerate(clips.clips) if clip.role in roles]
+    held_out = chosen[::50]
+    training = sorted({*chosen} - {*held_out})
+
+    def one_step(step: int) -> dict[str, float]:
+        model.train()
+        set_learning_rate(optimiser, cosine(step, steps, 1.5e-3, 100))
+        rng = random.Random(step)
+        # clips of like length share a batch, so that little of it is padding
+        rows = sorted(rng.sample(training, 4 * BATCH), key=lambda i: clips.clips[i].samples)
+        start = rng.randrange(3 * BATCH)
+        rows = rows[start : start + BATCH]
+        waves = [_noisy(clips, i, rng) for i in rows]
+        targets = [[index[w] for w in normalise(clips.clips[i].text).split()] for i in rows]
+        length = max(map(len, waves))
+        length += -length % (4 * HOP)
+        batch = torch.stack([F.pad(torch.from_numpy(w), (0, length - len(w))) for w in waves])
+        with torch.autocast("cpu", torch.bfloat16):
+            log_probs = model(batch)
+        loss = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            torch.tensor(sum(targets, [])),
+            torch.full((BATCH,), log_probs.shape[1]),
+            torch.tensor([len(t) for t in targets]),
+            blank=BLANK,
+            zero_infinity=True,
+        )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        return {"ctc": loss.item()}
+
+    def evaluate(limit: int = 40) -> dict[str, float]:
+        model.eval()
+        result = {}
+        for role in roles:
+            rows = [i for i in held_out if clips.clips[i].role == role][:limit]
+            references = [normalise(clips.clips[i].text).split() for i in rows]
+            heard = [model.transcribe(torch.from_numpy(clips.audio(i))) for i in rows]
+            result[f"wer_{role}"] = word_error_rate(references, heard)
+        return result
+
+    stage.train(steps, parts, one_step, evaluate, evaluate_every=500)
+    model.eval()
+    save_file(model.state_dict(), stage.folder / "recogniser.safetensors")
+    stage.finish(evaluate(200))
+    return model
+
+
+def _noisy(clips: ClipStore, index: int, rng: random.Random) -> np.ndarray:
+    audio = clips.audio(index)
+    return augment(audio, np.random.default_rng(rng.getrandbits(32))) if rng.random() < 0.5 else audio

@@ -1,0 +1,97 @@
+"""Stage `vision`: pretrain the image encoder to name, on every patch, the object that covers it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moshivis.config import VisionConfig
+from moshivis.files import atomic_write
+from moshivis.mini.pictures import ATTRIBUTES, Pictures
+from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.vision import VisionEncoder
+
+STEPS, BATCH, HELD_OUT = 3200, 32, 500
+
+
+def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> VisionEncoder:
+    """Train (or resume, or just load) the encoder in `stage`; the last pictures measure it."""
+    torch.manual_seed(0)
+    encoder = VisionEncoder(config)
+    heads = nn.ModuleDict({name: nn.Linear(config.hidden_size, 1 + len(v)) for name, v in ATTRIBUTES.items()})
+    optimiser = torch.optim.AdamW(
+        [*encoder.parameters(), *heads.parameters()], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.02
+    )
+    parts = {"encoder": encoder, "heads": heads, "optimiser": optimiser}
+    if stage.done:
+        stage.restore(parts)
+        return encoder.eval()
+    training = len(pictures.scenes) - HELD_OUT
+
+    def one_step(step: int) -> dict[str, float]:
+        encoder.train()
+        set_learning_rate(optimiser, cosine(step, STEPS, 1e-3, 200))
+        rng = random.Random(step)
+        rows = rng.sample(range(training), BATCH)
+        labels = torch.from_numpy(pictures.labels[rows]).long().flatten(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encoder(pixels_of(pictures, rows, rng))
+            logits = {name: head(features) for name, head in heads.items()}
+        # background is most of a picture: it weighs little
+        losses = {name: _loss(logits[name].float(), labels[:, i]) for i, name in enumerate(ATTRIBUTES)}
+        loss = sum(losses.values(), torch.zeros(()))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimiser.step()
+        return {name: value.item() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        encoder.eval()
+        rows = list(range(training, training + HELD_OUT))
+        features = torch.cat([encoder(pixels_of(pictures, rows[i : i + 50])) for i in range(0, HELD_OUT, 50)])
+        labels = torch.from_numpy(pictures.labels[rows]).flatten(2)
+        covered = labels[:, 0] > 0
+        right = {name: head(features).argmax(-1) == labels[:, i] for i, (name, head) in enumerate(heads.items())}
+        accuracy = {name: hit[covered].float().mean().item() for name, hit in right.items()}
+        return {**accuracy, "background": right["shape"][~covered].float().mean().item()}
+
+    stage.train(STEPS, parts, one_step, evaluate, evaluate_every=1000)
+    encoder.eval()
+    save_file(encoder.state_dict(), stage.folder / "vision.safetensors")
+    stage.finish(evaluate())
+    return encoder
+
+
+def pixels_of(pictures: Pictures, rows: list[int], rng: random.Random | None = None) -> Tensor:
+    """Pixels [B, 3, S, S] as the encoder expects them; with `rng`, brightness and noise vary a little."""
+    pixels = torch.from_numpy(np.ascontiguousarray(pictures.pixels[rows])).float() / 127.5 - 1
+    if rng is not None:
+        generator = torch.Generator().manual_seed(rng.getrandbits(32))
+        gain = 1 + 0.08 * torch.randn(len(rows), 3, 1, 1, generator=generator)
+        pixels = pixels * gain + 0.03 * torch.randn(pixels.shape, generator=generator)
+    return pixels
+
+
+@torch.no_grad()
+def save_features(path: Path, encoder: VisionEncoder, pictures: Pictures) -> None:
+    """Write the encoder's output for every picture, float16 [N, S, enc], under the name `features`."""
+    indices = list(range(len(pictures.scenes)))
+    parts = [indices[start : start + 100] for start in range(0, len(indices), 100)]
+    features = torch.cat([encoder(pixels_of(pictures, rows)).half() for rows in track(parts, "encoding pictures")])
+    with atomic_write(path) as temporary:
+        save_file({"features": features}, temporary)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    weight = torch.ones(logits.shape[-1])
+    weight[0] = 0.2
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=weight)

@@ -1,0 +1,170 @@
+"""The miniature's voices and clip shards; what needs a speech program is skipped where that is not installed."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moshivis.errors import InputError
+from moshivis.mini import clips, grammar, voices
+from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, plan, write_shard
+from moshivis.mini.questions import Query
+from moshivis.mini.voices import ASSISTANT_VOICE, HELD_OUT_VOICE, SAMPLE_RATE, USER_VOICES, Voice, synthesise
+
+ONE_OF_EACH = (USER_VOICES[0], USER_VOICES[1], ASSISTANT_VOICE)
+
+
+def needs(*engines: str) -> pytest.MarkDecorator:
+    missing = [engine for engine in engines if shutil.which(engine) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"speech programs not installed: {', '.join(missing)}")
+
+
+@pytest.mark.parametrize("voice", [pytest.param(v, id=v.name, marks=needs(v.engine)) for v in ONE_OF_EACH])
+def test_speech_is_loud_trimmed_and_aligned(voice: Voice) -> None:
+    texts = ["What colour is the star?", "There is a big red circle on the left"]
+    spoken = list(synthesise(voice, texts, random.Random(0)))
+    assert [utterance.text for utterance in spoken] == texts
+    for text, utterance in zip(texts, spoken, strict=True):
+        audio = utterance.audio
+        assert audio.dtype == np.float32 and audio.ndim == 1
+        seconds = len(audio) / SAMPLE_RATE
+        assert 0.7 < seconds < 5
+        assert -30 < 20 * np.log10(np.sqrt(np.mean(audio**2))) < -18
+        assert np.abs(audio).max() < 1
+        edge = int(0.08 * SAMPLE_RATE)
+        assert np.abs(audio[:edge]).max() > 0.005 and np.abs(audio[-edge:]).max() > 0.001
+        assert [word.text for word in utterance.words] == text.split()
+        times = [time for word in utterance.words for time in (word.start, word.end)]
+        assert times == sorted(times) and times[0] >= 0 and times[-1] <= seconds + 1e-3
+        assert all(word.end - word.start > 0.02 for word in utterance.words)
+
+
+@needs("festival")
+def test_festival_word_times_follow_the_pause() -> None:
+    (utterance,) = synthesise(ASSISTANT_VOICE, ["The star is blue, so no."], random.Random(0))
+    words = {word.text: word for word in utterance.words}
+    pause = utterance.audio[int(words["blue,"].end * SAMPLE_RATE) : int(words["so"].start * SAMPLE_RATE)]
+    assert len(pause) > 0.05 * SAMPLE_RATE
+    assert np.sqrt(np.mean(pause**2)) < 0.15 * np.sqrt(np.mean(utterance.audio**2))
+
+
+@needs("espeak-ng")
+def test_user_voices_vary_and_repeat_by_seed() -> None:
+    text = ["Where is the heart?"]
+    first, second, again = (next(synthesise(USER_VOICES[0], text, random.Random(seed))).audio for seed in (1, 2, 1))
+    assert np.array_equal(first, again)
+    assert len(first) != len(second)
+
+
+def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="festvox-us-slt-hts"):
+        next(synthesise(ASSISTANT_VOICE, ["Hello."], random.Random(0)))
+    with pytest.raises(InputError, match="apt-get install flite"):
+        next(synthesise(HELD_OUT_VOICE, ["Hello."], random.Random(0)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "message"),
+    [
+        pytest.param("espeak-ng", "en-us+zz9", "has no voice", marks=needs("espeak-ng")),
+        pytest.param("flite", "nobody", "has no voice", marks=needs("flite")),
+        pytest.param("festival", "nobody", "could not speak", marks=needs("festival")),
+    ],
+)
+def test_an_unknown_voice_is_refused(engine: str, model: str, message: str) -> None:
+    voice = Voice(name="nobody", engine=engine, model=model, role="user")
+    with pytest.raises(InputError, match=message):
+        next(synthesise(voice, ["Hello."], random.Random(0)))
+
+
+def test_silence_is_refused_and_loudness_is_one() -> None:
+    with pytest.raises(InputError, match="silence"):
+        voices.trim(np.zeros(1000, np.float32))
+    tone = np.sin(np.arange(24_000) / 10).astype(np.float32)
+    for gain in (0.01, 0.9):
+        level = 20 * np.log10(np.sqrt(np.mean(voices.loudness(gain * tone) ** 2)))
+        assert level == pytest.approx(voices.LOUDNESS_DBFS, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def shards() -> list[clips.PlannedShard]:
+    """The whole plan."""
+    return plan()
+
+
+def test_the_plan_covers_the_world_and_keeps_the_held_out_voice_apart(shards: list[clips.PlannedShard]) -> None:
+    assert [shard.index for shard in shards] == list(range(len(shards)))
+    assert plan()[5] == shards[5]
+    spoken = {voice: [c for s in shards if s.voice == voice for c in s.clips] for voice in {s.voice for s in shards}}
+    assert set(spoken) == {*USER_VOICES, ASSISTANT_VOICE}
+    for voice in USER_VOICES:
+        kinds = [clip.kind for clip in spoken[voice]]
+        assert kinds.count("question") == 750 and kinds.count("there") == kinds.count("and") == 220
+        assert kinds.count("whole") == 40
+    texts = {clip.text for clip in spoken[ASSISTANT_VOICE]}
+    assert {*grammar.all_answers(), *grammar.GREETINGS} <= texts
+    assert {s.voice.name for s in shards[:18]} == {voice.name for voice in spoken}  # every voice is heard early
+    assert {s.voice for s in held_out_plan()} == {HELD_OUT_VOICE}
+
+
+def test_a_question_clip_can_be_asked_of_another_scene(shards: list[clips.PlannedShard]) -> None:
+    questions = [clip for shard in shards[4:6] for clip in shard.clips if clip.kind == "question"]
+    for clip in questions:
+        query = Query.from_dict(json.loads(json.dumps(clip.meta["query"])))
+        assert query.text == clip.text
+
+
+@pytest.fixture
+def small_plan(shards: list[clips.PlannedShard]) -> list[clips.PlannedShard]:
+    """A few clips of every kind, as three shards."""
+    first, described = shards[0], next(s for s in shards if s.clips[0].kind.startswith("describe"))
+    kinds = {clip.kind: clip for clip in shards[4].clips}
+    assert set(kinds) == {"there", "and", "question", "whole"}
+    parts = (first.clips[:3], tuple(kinds.values()), described.clips[:3])
+    chosen = zip((first, shards[4], described), parts, strict=True)
+    return [replace(shard, index=i, clips=some) for i, (shard, some) in enumerate(chosen)]
+
+
+@needs("espeak-ng", "festival")
+def test_clips_are_written_read_and_resumed(tmp_path: Path, small_plan: list[clips.PlannedShard]) -> None:
+    write_shard(small_plan[1], tmp_path)  # an earlier run was killed after this shard
+    (tmp_path / "shard-00000.pcm").write_bytes(b"half")  # and while it wrote this one
+    before = (tmp_path / "shard-00001.pcm").stat().st_mtime_ns
+    seconds = build_clips(small_plan, tmp_path, workers=1)
+    assert seconds > 0
+    assert (tmp_path / "shard-00001.pcm").stat().st_mtime_ns == before
+    assert build_clips(small_plan, tmp_path, workers=1) == 0
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl"] * 3 + [".pcm"] * 3
+
+    store = ClipStore(tmp_path)
+    planned = [(shard, clip) for shard in small_plan for clip in shard.clips]
+    assert len(store) == len(planned)
+    for index, (clip, (shard, wanted)) in enumerate(zip(store.clips, planned, strict=True)):
+        assert (clip.text, clip.kind, clip.meta) == (wanted.text, wanted.kind, wanted.meta)
+        assert (clip.voice, clip.role) == (shard.voice.name, shard.voice.role)
+        assert [word.text for word in clip.words] == clip.text.split()
+        audio = store.audio(index)
+        assert audio.dtype == np.float32 and len(audio) == clip.samples > 0.2 * SAMPLE_RATE
+        assert 0.05 < np.abs(audio).max() <= 1
+        if clip.kind in ("question", "whole"):
+            assert clip.text.endswith(clip.query.text)
+        if clip.kind == "whole":
+            turn = grammar.answer(clip.query, clip.scene)
+            assert turn is not None and turn.question == clip.query.text
+        if clip.kind in ("there", "and"):
+            assert clip.object.colour in clip.text and clip.object.shape in clip.text
+
+
+def test_an_empty_folder_and_a_cut_shard_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no clips"):
+        ClipStore(tmp_path)
+    np.zeros(100, "<i2").tofile(tmp_path / "shard-00000.pcm")
+    record = {"offset": 50, "samples": 51, "text": "No.", "words": [["No.", 0, 0.1]], "voice": "v", "role": "user"}
+    (tmp_path / "shard-00000.jsonl").write_text(json.dumps(record | {"kind": "question", "meta": {}}) + "\n")
+    with pytest.raises(InputError, match="cut short"):
+        ClipStore(tmp_path)
