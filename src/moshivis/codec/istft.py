@@ -68,8 +68,9 @@ class ISTFTDecoder(nn.Module):
         self.blocks = nn.ModuleList(ConvNeXtBlock(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.channels)
         self.head = nn.Linear(config.channels, config.n_fft + 2)
-        # four Hann windows squared add up to 1.5 everywhere
-        self.register_buffer("window", torch.hann_window(config.n_fft) / 1.5, persistent=False)
+        # Four Hann windows squared add up to 1.5 everywhere. No checkpoint holds the window, so it is computed even
+        # while the rest is built on the meta device.
+        self.register_buffer("window", torch.hann_window(config.n_fft, device="cpu") / 1.5, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.upsample(x)

@@ -1,0 +1,1 @@
+"""Ways for a picture to reach the frozen backbone."""

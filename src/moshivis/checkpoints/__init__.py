@@ -1,0 +1,1 @@
+"""Checkpoints: our own folders, and the released files. Nothing here ever unpickles."""

@@ -1,0 +1,153 @@
+"""Loading a model from wherever it is: our folder, a released folder, or, only when asked, a Hub repository."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from moshivis.checkpoints import mimi
+from moshivis.checkpoints.folder import TOKENIZER, empty_model, fill_model, is_our_folder, load_folder, read_json
+from moshivis.checkpoints.released import check_released, from_released, to_released
+from moshivis.checkpoints.released_config import DEFAULTS, RELEASED, config_from_released
+from moshivis.checkpoints.tensors import check_tensors, read_shapes, read_tensors
+from moshivis.config import CodecConfig, ModelConfig
+from moshivis.errors import CheckpointError
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
+
+HUB = "hf://"
+_FETCHED = ("*.safetensors", "*.json", "*.yaml", "*.model", "README.md")  # no pickle among them
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHTS = "model.safetensors"
+_LARGE = 1_000_000_000  # parameters; larger models keep their stored dtype on a CPU too
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model ready to run, and its tokenizer, if the checkpoint has one."""
+
+    model: MoshiVis
+    tokenizer: TextTokenizer | None
+
+
+def load_model(
+    source: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    allow_download: bool = False,
+) -> Checkpoint:
+    """Load a folder, or the Hub repository `hf://owner/name`; with `allow_download` also `owner/name`.
+
+    The codec is float32; `dtype` is that of all else. None takes float32 on a CPU and the stored dtype elsewhere and
+    for models beyond a billion parameters.
+    Raises CheckpointError if there is no such model or anything in it is missing, surplus, misshapen or damaged.
+    """
+    folder = find_folder(source, allow_download=allow_download)
+    if is_our_folder(folder):
+        model = load_folder(folder, device, _dtype_for(folder, device, dtype))
+        tokenizer = folder / TOKENIZER
+        return Checkpoint(model, TextTokenizer.load(tokenizer) if tokenizer.exists() else None)
+    if (folder / _WEIGHTS).is_file():
+        return load_released(folder, device, _dtype_for(folder, device, dtype))
+    raise CheckpointError(f"{folder} holds no model: neither a config.json of moshivis nor a released {_WEIGHTS}")
+
+
+def find_folder(source: str | Path, *, allow_download: bool = False) -> Path:
+    """The folder of a model, downloaded if need be and allowed; raises CheckpointError as `load_model` does."""
+    name = str(source)
+    if name.startswith(HUB):
+        return _download(name.removeprefix(HUB))
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder} is a file; a model is a folder")
+    if _REPOSITORY.fullmatch(name):
+        if allow_download:
+            return _download(name)
+        raise CheckpointError(f"there is no folder {name}; to fetch it from the Hugging Face Hub write {HUB}{name}")
+    raise CheckpointError(f"there is no model {name!r}: no such folder")
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download  # here, because it takes its time and is seldom needed
+
+    if not _REPOSITORY.fullmatch(repository):
+        raise CheckpointError(f"a repository is named owner/name, not {repository!r}")
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(_FETCHED)))
+    except Exception as error:  # network, rights, no such repository: the Hub's client has many ways to say no
+        raise CheckpointError(f"{repository} cannot be fetched from the Hugging Face Hub: {error}") from error
+
+
+def _dtype_for(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> torch.dtype | None:
+    if dtype is not None or torch.device(device).type != "cpu":
+        return dtype
+    stored = sum(tensor.numel() for tensor in read_shapes(sorted(folder.glob("*.safetensors"))).values())
+    return torch.float32 if stored < _LARGE else None
+
+
+# released folders ----------------------------------------------------------------------------------------------------
+
+
+def load_released(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    codec: CodecConfig | None = None,
+) -> Checkpoint:
+    """The released PyTorch files: model.safetensors, one Mimi file, one SentencePiece model.
+
+    A flat configuration beside them (`*.yaml` or config.json) takes the place of the released one; `codec` that of the
+    released codec. Raises CheckpointError as `load_model` does.
+    """
+    config = _released_config(folder, codec or CodecConfig())
+    model = empty_model(config)
+    state = model.state_dict()
+    weights, codec_file = folder / _WEIGHTS, _only_one(folder, ".safetensors", "Mimi file", besides=_WEIGHTS)
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("codec.")}
+    check_released(read_shapes([weights]), to_released(rest, config), config, str(weights))
+    check_tensors(read_shapes([codec_file]), mimi.to_released(model.codec.state_dict()), str(codec_file))
+    tokenizer = TextTokenizer.load(_only_one(folder, ".model", "SentencePiece model"))
+    ours = from_released(dict(read_tensors([weights], device)), config)
+    ours |= {f"codec.{n}": t for n, t in mimi.from_released(dict(read_tensors([codec_file], device))).items()}
+    fill_model(model, ours, dtype)
+    return Checkpoint(model.to(device), tokenizer)
+
+
+def _released_config(folder: Path, codec: CodecConfig) -> ModelConfig:
+    flat: Mapping[str, Any] = RELEASED
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("config.json")]):
+        found = read_json(path) if path.suffix == ".json" else _read_yaml(path)
+        if not DEFAULTS.keys().isdisjoint(found):  # else it describes something else, such as how to show the model
+            flat = found
+    config = config_from_released(flat)
+    lm = config.speech_lm
+    codebooks = max(lm.own_codebooks, lm.user_codebooks)
+    return dataclasses.replace(config, codec=dataclasses.replace(codec, num_codebooks=codebooks))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} is not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a mapping")
+    return content
+
+
+def _only_one(folder: Path, suffix: str, what: str, besides: str = "") -> Path:
+    found = sorted(path for path in folder.glob(f"*{suffix}") if path.name != besides)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise CheckpointError(f"{folder} must hold one {what} (*{suffix}), found: {names}")
+    return found[0]

@@ -1,0 +1,1 @@
+"""Running a model: sampling, frame-by-frame generation, conversations."""

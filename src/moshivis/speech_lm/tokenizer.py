@@ -1,0 +1,48 @@
+"""Text tokenizer: a SentencePiece model with the released special ids (0 end of padding, 3 padding).
+
+The special ids belong to no text: they never come out of `encode` for text that the vocabulary covers, and they are
+skipped when tokens are shown (reference facts, model.md section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from moshivis.errors import CheckpointError
+
+END_OF_PADDING, PADDING = 0, 3
+SPECIAL = frozenset(range(4))
+
+
+class TextTokenizer:
+    """Text <-> ids of the text stream."""
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    @classmethod
+    def load(cls, path: Path) -> TextTokenizer:
+        """Raises CheckpointError if the file is missing or no SentencePiece model."""
+        try:
+            return cls(path.read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not a readable SentencePiece model: {error}") from error
+
+    def __len__(self) -> int:
+        return self._processor.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without special ids."""
+        return [i for i in self._processor.encode(text) if i not in SPECIAL]
+
+    def piece(self, token: int) -> str:
+        """The text of one id as it is shown: '' for special ids, a leading space where a word begins."""
+        return "" if token in SPECIAL else self._processor.id_to_piece(token).replace("\u2581", " ")
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of a sequence of ids, special ids skipped."""
+        return "".join(map(self.piece, tokens)).strip()
