@@ -1,42 +1,73 @@
-"""`python -m moshivis.mini build`: make the miniature."""
+"""`python -m moshivis.mini build` makes the miniature; `python -m moshivis.mini measure` says how good it is."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
-from moshivis.mini.build import Build
+from moshivis.errors import MoshivisError
 
 STAGES = (
     "clips",
     "tokenizer",
     "recogniser",
     "codec",
+    "voice",
     "codes",
     "pictures",
     "vision",
     "language",
     "adapters",
     "listener",
+    "model",
 )
+WEIGHTS = Path(__file__).parent / "weights"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m moshivis.mini")
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m moshivis.mini", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     build = verbs.add_parser("build", help="train the miniature from nothing, in stages that resume")
-    build.add_argument("--out", type=Path, required=True, help="working folder (about 2 GB)")
-    build.add_argument("--device", default="cpu")
-    build.add_argument("--workers", type=int, default=2, help="processes for synthesis and encoding")
-    build.add_argument("--stage", choices=STAGES, help="only this stage (and what it needs)")
+    build.add_argument("--out", type=Path, required=True, help="working folder (about 5 GB)")
+    build.add_argument("--device", default="cpu", help="cpu or cuda")
+    build.add_argument("--workers", type=int, default=2, help="processes that train, speak and encode")
+    build.add_argument("--stage", choices=STAGES, help="only this stage, and what it needs")
+    measure = verbs.add_parser("measure", help="ask a model fresh questions about fresh scenes")
+    measure.add_argument("--model", type=Path, default=WEIGHTS, help="model folder; the embedded one by default")
+    measure.add_argument("--count", type=int, default=300, help="scenes")
+    measure.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    try:
+        return _build(arguments) if arguments.verb == "build" else _measure(arguments)
+    except MoshivisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from moshivis.mini.build import Build
+
     chain = Build(arguments.out, torch.device(arguments.device), arguments.workers)
     for name in [arguments.stage] if arguments.stage else STAGES:
         getattr(chain, name)()
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    from moshivis.checkpoints.load import load_model
+    from moshivis.mini.listener import load_listener
+    from moshivis.mini.measure import measure, report
+
+    checkpoint = load_model(arguments.model)
+    report(measure(checkpoint, load_listener(arguments.model), count=arguments.count, seed=arguments.seed))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,6 +29,9 @@ class Batch:
     depth: Tensor  # [B, T] bool, frames that train the depth transformer
     heard: Tensor  # [B, T] auxiliary targets: words of the user just heard
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 def spoken_batch(samples: list[Sample], config: SpeechLMConfig, frames: int, rng: random.Random) -> Batch:
     """Samples of frames + EXTRA_FRAMES frames, each cut to `frames`: most from the start, some from the middle."""

@@ -10,25 +10,32 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
+from moshivis.checkpoints.folder import save_folder
 from moshivis.codec import Mimi
 from moshivis.config import ModelConfig
+from moshivis.evaluation.recogniser import WIDTH as TEACHER_WIDTH
 from moshivis.evaluation.recogniser import Recogniser
+from moshivis.mini.card import CARD
 from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, plan
-from moshivis.mini.codec_training import train_codec
+from moshivis.mini.codec_training import train_codec, train_voice
 from moshivis.mini.codes import encode_clips
 from moshivis.mini.language_training import Sources, train_adapters, train_language
+from moshivis.mini.listener import save_listener
 from moshivis.mini.pictures import Pictures, draw_pictures
-from moshivis.mini.recipe import CODEC, VISION, mini
+from moshivis.mini.recipe import CODEBOOKS, CODEC, VISION, mini
 from moshivis.mini.recogniser_training import train_recogniser
 from moshivis.mini.stage import Stage
 from moshivis.mini.tokenizer_training import train_tokenizer
 from moshivis.mini.vision_training import save_features, train_vision
+from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.vision import VisionEncoder
 
 NUM_PICTURES = 20000
-RECOGNISER_STEPS, LISTENER_STEPS = 1500, 2500
+RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 2500, 128
 
 
 class Build:
@@ -36,9 +43,10 @@ class Build:
 
     def __init__(self, out: Path, device: torch.device, workers: int = 2):
         self.out, self.device, self.workers = out, device, workers
+        self.trainers = workers if device.type == "cpu" else 1  # one process drives a GPU, one a CPU core
 
     def stage(self, name: str) -> Stage:
-        return Stage(self.out / name)
+        return Stage(self.out / name, self.device)
 
     def clips(self) -> ClipStore:
         folder = self.out / "clips"
@@ -56,17 +64,22 @@ class Build:
         return train_tokenizer(self.stage("tokenizer"))
 
     def recogniser(self) -> Recogniser:
-        return train_recogniser(self.stage("recogniser"), self.clips(), ("assistant", "user"), RECOGNISER_STEPS)
+        return train_recogniser(
+            self.stage("recogniser"), self.clips(), ("assistant", "user"), TEACHER_WIDTH, RECOGNISER_STEPS
+        )
 
     def listener(self) -> Recogniser:
-        return train_recogniser(self.stage("listener"), self.clips(), ("assistant",), LISTENER_STEPS)
+        return train_recogniser(self.stage("listener"), self.clips(), ("assistant",), LISTENER_WIDTH, LISTENER_STEPS)
 
     def codec(self) -> Mimi:
         return train_codec(self.stage("codec"), CODEC, self.clips(), self.recogniser)
 
+    def voice(self) -> Mimi:
+        return train_voice(self.stage("voice"), self.codec(), self.clips(), CODEBOOKS)
+
     def codes(self) -> Path:
         folder = self.out / "codes"
-        stage = Stage(folder)
+        stage = self.stage("codes")
         if not stage.done:
             encode_clips(self.codec(), self.clips(), folder, self.workers)
             stage.finish({"clips": len(self.clips())})
@@ -94,12 +107,33 @@ class Build:
         return mini(len(self.tokenizer()))
 
     def language(self) -> Path:
-        train_language(self.stage("language"), self.config(), self.sources(), self.workers)
+        train_language(self.stage("language"), self.config(), self.sources(), self.trainers)
         return self.out / "language" / "language.safetensors"
 
     def adapters(self) -> Path:
         language, features = self.language(), self.features()
         train_adapters(
-            self.stage("adapters"), self.config(), self.sources(), self.pictures(), features, language, self.workers
+            self.stage("adapters"), self.config(), self.sources(), self.pictures(), features, language, self.trainers
         )
         return self.out / "adapters" / "adapters.safetensors"
+
+    def model(self) -> Path:
+        """The finished model as a checkpoint folder in half precision, with the listener beside its weights."""
+        folder = self.out / "model"
+        if not folder.exists():
+            model = MoshiVis(self.config())
+            model.codec.load_state_dict(self.voice().state_dict())
+            model.speech_lm.load_state_dict(load_file(self.language()))
+            trained = load_file(self.adapters())
+            assert model.adapters is not None and model.vision is not None
+            model.adapters.load_state_dict(_part(trained, "adapters."))
+            model.vision.projection.load_state_dict(_part(trained, "projection."))
+            model.vision.encoder.load_state_dict(self.vision().state_dict())
+            listener = self.listener()
+            save_folder(folder, model, self.tokenizer().model, CARD, dtype=torch.float16)
+            save_listener(listener, folder)
+        return folder
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -2,6 +2,9 @@
 
 First as an autoencoder without a quantizer, then k-means codebooks, then quantised with moving-average codebooks,
 commitment, dropout of acoustic levels and a semantic codebook that is distilled from the recogniser's features.
+
+Stage `voice`: the codes stay, and the decoding half goes on learning, mostly the voice that it has to speak with. It
+needs nothing but the codec, so it may run at any time after it.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ from moshivis.evaluation.recogniser import Recogniser
 from moshivis.layers.conv import CausalConv1d, CausalConvTranspose1d
 from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
-from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
 
-AUTOENCODER_STEPS, QUANTISED_STEPS = 1500, 3000
+AUTOENCODER_STEPS, QUANTISED_STEPS, VOICE_STEPS = 1500, 3000, 4000
 BATCH, CROP_FRAMES = 4, 16
 ASSISTANT_SHARE = 0.35  # the voice that the model must speak with
 BYPASS, DROPOUT = 0.1, 0.35
@@ -38,23 +41,71 @@ def train_codec(stage: Stage, config: CodecConfig, clips: ClipStore, teacher: Ca
     torch.manual_seed(0)
     codec = Mimi(config)
     initialise(codec)
-    trainer = _Trainer(codec, clips, teacher)
+    codec.to(stage.device)
+    trainer = _Trainer(codec, clips, teacher, stage.device)
     parts = {"codec": codec, "student": trainer.student, "optimiser": trainer.optimiser}
     total = AUTOENCODER_STEPS + QUANTISED_STEPS
     if stage.done:
         stage.restore(parts)
-        return codec.eval()
+        return codec.cpu().eval()
     stage.train(total, parts, trainer.step, trainer.evaluate, evaluate_every=1000)
-    codec.eval()
+    evaluation = trainer.evaluate(rows=32)
+    codec.cpu().eval()
     save_file(codec.state_dict(), stage.folder / "codec.safetensors")
-    stage.finish(trainer.evaluate(rows=32))
+    stage.finish(evaluation)
     return codec
 
 
+def train_voice(stage: Stage, codec: Mimi, clips: ClipStore, num_codebooks: int) -> Mimi:
+    """Train (or resume, or just load) the decoding half of `codec`; its codes do not change."""
+    decoding = nn.ModuleDict(
+        {
+            "semantic": codec.quantizer.semantic.output_proj,
+            "acoustic": codec.quantizer.acoustic.output_proj,
+            "upsample": codec.upsample,
+            "transformer": codec.decoder_transformer,
+            "decoder": codec.decoder,
+        }
+    )
+    optimiser = torch.optim.AdamW(decoding.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=1e-3)
+    parts = {"decoding": decoding, "optimiser": optimiser}
+    if stage.done:
+        stage.restore(parts)
+        return codec.cpu().eval()
+    codec.to(stage.device).requires_grad_(False)
+    decoding.requires_grad_(True)
+    crops = Crops(clips, codec.config, assistant_share=0.9)
+
+    def one_step(step: int) -> dict[str, float]:
+        set_learning_rate(optimiser, cosine(step, VOICE_STEPS, 1e-3, 100))
+        rng = random.Random(f"voice {step}")
+        wave = crops.batch(rng, 6).to(stage.device)
+        with half_precision(stage.device):
+            with torch.no_grad():
+                codes = codec.encode(wave, num_codebooks)
+            estimate = codec.decode(codes)
+        loss = reconstruction_loss(codec.config, estimate, wave, random_resolutions(rng))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(decoding.parameters(), 1.0)
+        optimiser.step()
+        return {"reconstruction": loss.item()}
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        wave = crops.batch(random.Random(778), 32).to(stage.device)
+        estimate = codec.decode(codec.encode(wave, num_codebooks))
+        return {"loss": reconstruction_loss(codec.config, estimate, wave, [512, 2048]).item()}
+
+    stage.train(VOICE_STEPS, parts, one_step, evaluate, evaluate_every=500)
+    stage.finish(evaluate())
+    return codec.cpu().eval()
+
+
 class _Trainer:
-    def __init__(self, codec: Mimi, clips: ClipStore, teacher: Callable[[], Recogniser]):
-        self.codec, self.teacher = codec, functools.cache(teacher)
-        self.student = nn.Conv1d(codec.config.dimension, RECOGNISER_WIDTH, 1)
+    def __init__(self, codec: Mimi, clips: ClipStore, teacher: Callable[[], Recogniser], device: torch.device):
+        self.codec, self.teacher, self.device = codec, functools.cache(teacher), device
+        self.student = nn.Conv1d(codec.config.dimension, RECOGNISER_WIDTH, 1).to(device)
         parameters = [*codec.parameters(), *self.student.parameters()]
         self.optimiser = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.8, 0.99), weight_decay=1e-3)
         self.crops = Crops(clips, codec.config)
@@ -67,18 +118,18 @@ class _Trainer:
         set_learning_rate(self.optimiser, _rate(step))
         rng = random.Random(step)
         self.codec.train()
-        wave = self.crops.batch(rng, BATCH)
-        with torch.autocast("cpu", torch.bfloat16):
+        wave = self.crops.batch(rng, BATCH).to(self.device)
+        with half_precision(self.device):
             if not quantised:
                 estimate = self.codec.decode_latent(self.codec.encode_to_latent(wave))
                 penalty = distance = wave.new_zeros(())
             else:
                 levels = rng.randint(2, self.levels) if rng.random() < DROPOUT else self.levels
-                bypass = torch.tensor([rng.random() < BYPASS for _ in range(BATCH)])
+                bypass = torch.tensor([rng.random() < BYPASS for _ in range(BATCH)], device=self.device)
                 output = self.codec(wave, levels, bypass)
                 estimate, penalty = output.wave, output.penalty
                 distance = self.distance(output.semantic, wave)
-        reconstruction = self.reconstruction(estimate, wave, random_resolutions(rng))
+        reconstruction = reconstruction_loss(self.codec.config, estimate, wave, random_resolutions(rng))
         loss = reconstruction + 0.25 * penalty + distance
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -86,14 +137,6 @@ class _Trainer:
         self.optimiser.step()
         values = {"reconstruction": reconstruction, "penalty": penalty, "semantic": distance}
         return {name: value.item() for name, value in values.items()}
-
-    def reconstruction(self, estimate: Tensor, wave: Tensor, windows: list[int]) -> Tensor:
-        delay = self.codec.config.decoder_delay
-        aligned = F.pad(wave, (delay, 0))[..., : wave.shape[-1]]
-        loss = spectral_loss(estimate[:, 0], aligned[:, 0], self.codec.config.sample_rate, windows)
-        # log distances alone leave the energy too low
-        energy = (estimate.square().mean(-1) + 1e-5).log() - (aligned.square().mean(-1) + 1e-5).log()
-        return loss + 0.05 * energy.abs().mean()
 
     def distance(self, semantic: Tensor | None, wave: Tensor) -> Tensor:
         """1 - cosine similarity of the student's projection to the recogniser's features, pooled to frames."""
@@ -106,7 +149,7 @@ class _Trainer:
     def initialise_codebooks(self) -> None:
         self.codec.eval()
         rng = random.Random(12345)
-        latents = torch.cat([self.codec.encode_to_latent(self.crops.batch(rng, 16)) for _ in range(25)])
+        latents = torch.cat([self.codec.encode_to_latent(self.crops.batch(rng, 16).to(self.device)) for _ in range(25)])
         self.codec.quantizer.train()
         for _ in range(self.levels):  # every pass initialises one more level
             self.codec.quantizer(latents, self.levels)
@@ -114,18 +157,32 @@ class _Trainer:
     @torch.no_grad()
     def evaluate(self, rows: int = 16) -> dict[str, float]:
         self.codec.eval()
-        wave = self.crops.batch(random.Random(777), rows)
+        wave = self.crops.batch(random.Random(777), rows).to(self.device)
         latent = self.codec.encode_to_latent(wave)
         result = {}
         if bool(self.codec.quantizer.semantic.levels[0].initialized):
             codes = self.codec.quantizer.encode(latent, self.levels)
             for levels in (4, 6, 8):
                 estimate = self.codec.decode(codes[:, :levels])
-                result[f"loss_{levels}_codebooks"] = self.reconstruction(estimate, wave, [512, 2048]).item()
+                result[f"loss_{levels}_codebooks"] = reconstruction_loss(
+                    self.codec.config, estimate, wave, [512, 2048]
+                ).item()
             used = [float(len(codes[:, k].unique())) for k in range(self.levels)]
             result["codes_used"] = sum(used) / len(used)
         estimate = self.codec.decode_latent(latent)
-        return {"loss_unquantised": self.reconstruction(estimate, wave, [512, 2048]).item(), **result}
+        return {
+            "loss_unquantised": reconstruction_loss(self.codec.config, estimate, wave, [512, 2048]).item(),
+            **result,
+        }
+
+
+def reconstruction_loss(config: CodecConfig, estimate: Tensor, wave: Tensor, windows: list[int]) -> Tensor:
+    """Spectral distance of the decoded waves to the encoded ones [B, 1, T], which they lag by the decoder's delay."""
+    aligned = F.pad(wave, (config.decoder_delay, 0))[..., : wave.shape[-1]]
+    loss = spectral_loss(estimate[:, 0], aligned[:, 0], config.sample_rate, windows)
+    # log distances alone leave the energy too low
+    energy = (estimate.square().mean(-1) + 1e-5).log() - (aligned.square().mean(-1) + 1e-5).log()
+    return loss + 0.05 * energy.abs().mean()
 
 
 def _rate(step: int) -> float:
@@ -137,8 +194,8 @@ def _rate(step: int) -> float:
 class Crops:
     """Random excerpts of clips, with some silence around them."""
 
-    def __init__(self, clips: ClipStore, config: CodecConfig):
-        self.clips = clips
+    def __init__(self, clips: ClipStore, config: CodecConfig, assistant_share: float = ASSISTANT_SHARE):
+        self.clips, self.assistant_share = clips, assistant_share
         self.samples = CROP_FRAMES * config.frame_size
         self.assistant = [i for i, clip in enumerate(clips.clips) if clip.role == "assistant"]
         self.user = [i for i, clip in enumerate(clips.clips) if clip.role == "user"]
@@ -148,7 +205,7 @@ class Crops:
         return torch.from_numpy(np.stack([self.crop(rng) for _ in range(rows)]))[:, None]
 
     def crop(self, rng: random.Random) -> np.ndarray:
-        assistant = bool(self.assistant) and rng.random() < ASSISTANT_SHARE
+        assistant = bool(self.assistant) and rng.random() < self.assistant_share
         clip = self.clips.audio(rng.choice(self.assistant if assistant else self.user))
         start = rng.randint(-self.samples // 3, max(0, len(clip) - self.samples // 2))
         piece = np.zeros(self.samples, np.float32)

@@ -7,9 +7,7 @@ from the middle of the backbone, which teaches a small model to hear.
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moshivis.adapters.gated_cross_attention import GatedCrossAttention
 from moshivis.config import ModelConfig
@@ -29,12 +26,13 @@ from moshivis.mini.dialogues import IGNORE, SCENE_FAMILIES, Sample, Spoken, Writ
 from moshivis.mini.grammar import FAMILIES
 from moshivis.mini.pictures import Pictures
 from moshivis.mini.recipe import CODEBOOKS, FRAMES, TOKENS
-from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.mini.scenes import Scene
+from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
 from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 from moshivis.vision import ImageProjection
 
-LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 3000, 1e-3, 150
+LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 2400, 1e-3, 150
 SPOKEN_ROWS, WRITTEN_ROWS = 16, 24  # of a pretraining step, over all workers
 ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 1500, 2e-3, 50
 ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 12, 36  # p_audio = 25 %
@@ -83,7 +81,7 @@ class Learner(nn.Module):
         given = torch.where(audio == IGNORE, self.config.audio_card, audio)
         logits = self.lm.depth_logits(hidden, text, given)
         loss = F.cross_entropy(logits.float().flatten(0, 1), audio.flatten(), ignore_index=IGNORE, reduction="none")
-        weight = torch.ones(audio.shape[1])
+        weight = torch.ones(audio.shape[1], device=audio.device)
         weight[0] = SEMANTIC_WEIGHT
         weights = weight * (audio != IGNORE)
         return (loss.view(audio.shape) * weights).sum() / weights.sum()
@@ -116,13 +114,15 @@ class Sources:
 def train_language(stage: Stage, config: ModelConfig, sources: Sources, workers: int) -> None:
     """Pretrain the speech LM; its weights end in `stage`'s folder as language.safetensors."""
     if not stage.done:
-        parallel.run(workers, _language_worker, stage.folder, config, sources)
+        parallel.run(workers, _language_worker, stage.folder, stage.device, config, sources)
 
 
-def _language_worker(rank: int, workers: int, folder: Path, config: ModelConfig, sources: Sources) -> None:
-    stage = Stage(folder, leader=rank == 0)
+def _language_worker(
+    rank: int, workers: int, folder: Path, device: torch.device, config: ModelConfig, sources: Sources
+) -> None:
+    stage = Stage(folder, device, leader=rank == 0)
     torch.manual_seed(0)
-    learner = Learner(config, sees=False)
+    learner = Learner(config, sees=False).to(device)
     optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     spoken, written = sources.open()
 
@@ -144,8 +144,9 @@ def _language_worker(rank: int, workers: int, folder: Path, config: ModelConfig,
     parts = {"learner": learner, "optimiser": optimiser}
     stage.train(LANGUAGE_STEPS, parts, one_step, evaluate, evaluate_every=250)
     if rank == 0:
-        save_file(learner.lm.state_dict(), folder / "language.safetensors")
-        stage.finish(evaluate())
+        measured = evaluate()
+        save_file(learner.cpu().lm.state_dict(), folder / "language.safetensors")
+        stage.finish(measured)
 
 
 def train_adapters(
@@ -162,16 +163,24 @@ def train_adapters(
     `features` is an array [N, S, enc] with the frozen encoder's output for every picture.
     """
     if not stage.done:
-        arguments = (stage.folder, config, sources, pictures.scenes, features, language)
+        arguments = (stage.folder, stage.device, config, sources, pictures.scenes, features, language)
         parallel.run(workers, _adapter_worker, *arguments)
 
 
 def _adapter_worker(
-    rank, workers, folder: Path, config, sources: Sources, scenes, features: Path, language: Path
+    rank: int,
+    workers: int,
+    folder: Path,
+    device: torch.device,
+    config: ModelConfig,
+    sources: Sources,
+    scenes: list[Scene],
+    features: Path,
+    language: Path,
 ) -> None:
-    stage = Stage(folder, leader=rank == 0)
+    stage = Stage(folder, device, leader=rank == 0)
     torch.manual_seed(0)
-    learner = Learner(config, sees=True)
+    learner = Learner(config, sees=True).to(device)
     learner.lm.load_state_dict(load_file(language))
     learner.requires_grad_(False)
     trained = nn.ModuleDict({"projection": learner.projection, "adapters": learner.adapters}).requires_grad_(True)
@@ -202,8 +211,9 @@ def _adapter_worker(
 
     stage.train(ADAPTER_STEPS, {"trained": trained, "optimiser": optimiser}, one_step, evaluate, evaluate_every=250)
     if rank == 0:
-        save_file(trained.state_dict(), folder / "adapters.safetensors")
-        stage.finish(evaluate())
+        measured = evaluate()
+        save_file(trained.cpu().state_dict(), folder / "adapters.safetensors")
+        stage.finish(measured)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -217,12 +227,13 @@ def _learn(
     workers: int,
 ) -> dict[str, float]:
     """One optimiser step on a spoken and a written batch."""
+    device = learner.heard.weight.device
     learner.train()
     optimiser.zero_grad(set_to_none=True)
     values = {}
     for name, batch, image in zip(("spoken", "written"), batches, images, strict=True):
-        with _arithmetic():
-            losses, _ = learner(batch, image)
+        with half_precision(device):
+            losses, _ = learner(batch.to(device), None if image is None else image.to(device))
         total = losses["text"] + AUDIO_WEIGHT * losses.get("audio", 0.0) + losses.get("heard", 0.0)
         total.backward()
         values |= {f"{name}_{part}": loss.item() for part, loss in losses.items()}
@@ -236,21 +247,15 @@ def _learn(
 @torch.no_grad()
 def _accuracies(learner: Learner, batches: list[Batch], images: list[Tensor | None]) -> dict[str, float]:
     """Share of the assistant's text tokens that are predicted, and of its sentences that are predicted throughout."""
+    device = learner.heard.weight.device
     learner.eval()
     result = {}
     for name, batch, image in zip(("spoken", "written"), batches, images, strict=True):
-        with _arithmetic():
-            losses, predicted = learner(batch, image)
+        batch = batch.to(device)
+        with half_precision(device):
+            losses, predicted = learner(batch, None if image is None else image.to(device))
         said = (batch.text_weight == 1) & (batch.text != PADDING) & (batch.text != END_OF_PADDING)
         right = predicted == batch.text
         result[f"{name}_token_accuracy"] = right[said].float().mean().item()
         result |= {f"held_out_{name}_{part}": loss.item() for part, loss in losses.items()}
     return result
-
-
-@contextlib.contextmanager
-def _arithmetic() -> Iterator[None]:
-    """bf16; and attention written out, which on a CPU in bf16 trains twice as fast as the fused kernel."""
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for all devices, in spite of its name
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield

@@ -18,20 +18,20 @@ from moshivis.evaluation.recogniser import BLANK, HOP, Recogniser, RecogniserCon
 from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.grammar import normalise, vocabulary
-from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
 
 BATCH = 12
 
 
-def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], steps: int) -> Recogniser:
+def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], width: int, steps: int) -> Recogniser:
     """Train (or resume, or just load) a recogniser of the speech of `roles` in `stage`."""
     torch.manual_seed(len(roles))
-    model = Recogniser(RecogniserConfig(words=tuple(sorted(vocabulary()))))
+    model = Recogniser(RecogniserConfig(words=tuple(sorted(vocabulary())), width=width)).to(stage.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
     parts = {"model": model, "optimiser": optimiser}
     if stage.done:
         stage.restore(parts)
-        return model.eval()
+        return model.cpu().eval()
     index = {word: i + 1 for i, word in enumerate(model.config.words)}
     chosen = [i for i, clip in enumerate(clips.clips) if clip.role in roles]
     held_out = chosen[::50]
@@ -50,11 +50,11 @@ def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], ste
         length = max(map(len, waves))
         length += -length % (4 * HOP)
         batch = torch.stack([F.pad(torch.from_numpy(w), (0, length - len(w))) for w in waves])
-        with torch.autocast("cpu", torch.bfloat16):
-            log_probs = model(batch)
+        with half_precision(stage.device):
+            log_probs = model(batch.to(stage.device))
         loss = F.ctc_loss(
             log_probs.transpose(0, 1),
-            torch.tensor(sum(targets, [])),
+            torch.tensor(sum(targets, []), device=stage.device),
             torch.full((BATCH,), log_probs.shape[1]),
             torch.tensor([len(t) for t in targets]),
             blank=BLANK,
@@ -72,14 +72,15 @@ def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], ste
         for role in roles:
             rows = [i for i in held_out if clips.clips[i].role == role][:limit]
             references = [normalise(clips.clips[i].text).split() for i in rows]
-            heard = [model.transcribe(torch.from_numpy(clips.audio(i))) for i in rows]
+            heard = [model.transcribe(torch.from_numpy(clips.audio(i)).to(stage.device)) for i in rows]
             result[f"wer_{role}"] = word_error_rate(references, heard)
         return result
 
     stage.train(steps, parts, one_step, evaluate, evaluate_every=500)
-    model.eval()
+    measured = evaluate(200)
+    model.cpu().eval()
     save_file(model.state_dict(), stage.folder / "recogniser.safetensors")
-    stage.finish(evaluate(200))
+    stage.finish(measured)
     return model
 
 

@@ -1,0 +1,19 @@
+"""The model card that is saved with the miniature."""
+
+CARD = """# moshivis mini
+
+A miniature vision-speech model: it answers short spoken or written English questions about drawings of coloured
+shapes, in speech, full duplex, on a two-core CPU. It is no general assistant; its vocabulary is about 240 words.
+
+Made by `python -m moshivis.mini build` from nothing but pictures that a program draws, sentences that a grammar
+writes and speech that text-to-speech programs speak (espeak-ng and flite for the user, festival's
+cmu_us_slt_arctic_hts for the assistant). No recording of a person and no data set went into it.
+
+Parts: a Mimi-like codec (12.5 Hz, 6 codebooks of 256 in use), a speech LM (width 256, 6 blocks, depth transformer of
+width 128), a small SigLIP encoder, gated cross-attention in every block. Speech LM and encoder were frozen while the
+adapters learnt from a mix of spoken and written samples.
+
+It knows: colour, shape, size, number and place of shapes, yes/no and misleading questions about them, descriptions,
+small sums, opposites, week days, capitals, some small talk. It cannot read words in pictures and was never trained on
+photographs. `python -m moshivis.mini measure` prints how often it is right.
+"""

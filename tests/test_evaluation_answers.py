@@ -1,0 +1,58 @@
+"""Asking many questions at once: a row's answer does not depend on its neighbours."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moshivis.evaluation.answers import ask_spoken, ask_written, image_rows
+from moshivis.evaluation.recogniser import word_error_rate
+from moshivis.inference.sampling import Sampling
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
+
+
+def _generators(seeds: list[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_written_rows_are_independent(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> None:
+    questions = ["what colour is the star", "hello", "the heart is red and the star is blue"]
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    together = ask_written(
+        tiny_model,
+        tiny_tokenizer,
+        image_rows(tiny_model, pixels),
+        questions,
+        Sampling(generators=_generators([1, 2, 3])),
+    )
+    for row, question in enumerate(questions):
+        image = image_rows(tiny_model, pixels[row : row + 1])
+        (alone,) = ask_written(
+            tiny_model, tiny_tokenizer, image, [question], Sampling(generators=_generators([row + 1]))
+        )
+        assert alone == together[row]
+
+
+def test_spoken_rows_are_independent(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> None:
+    random = np.random.default_rng(0)
+    waves = [(0.1 * random.standard_normal(length)).astype(np.float32) for length in (1920 * 3, 1920 * 7 + 11)]
+    together = ask_spoken(tiny_model, tiny_tokenizer, None, waves, Sampling(generators=_generators([1, 2])))
+    for row, wave in enumerate(waves):
+        (alone,) = ask_spoken(tiny_model, tiny_tokenizer, None, [wave], Sampling(generators=_generators([row + 1])))
+        assert (alone.text, alone.ended, alone.reaction_frames) == (
+            together[row].text,
+            together[row].ended,
+            together[row].reaction_frames,
+        )
+        assert alone.audio is not None and together[row].audio is not None
+        shared = min(len(alone.audio), len(together[row].audio))
+        assert shared and np.allclose(alone.audio[:shared], together[row].audio[:shared], atol=1e-5)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1), st.lists(st.sampled_from("abc")))
+def test_word_error_is_an_edit_distance(reference: list[str], heard: list[str]) -> None:
+    assert word_error_rate([reference], [reference]) == 0
+    error = word_error_rate([reference], [heard]) * len(reference)
+    assert abs(len(reference) - len(heard)) <= round(error) <= max(len(reference), len(heard))
+    assert round(error) == round(word_error_rate([heard], [reference]) * len(heard)) if heard else True

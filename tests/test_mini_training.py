@@ -1,0 +1,197 @@
+"""What the miniature is trained on and how: real clips, composed dialogues, targets, resumable stages."""
+
+import multiprocessing
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moshivis.codec import Mimi
+from moshivis.mini import grammar, parallel
+from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
+from moshivis.mini.clips import ClipStore, PlannedClip, PlannedShard, write_shard
+from moshivis.mini.codes import ClipCodes, encode_clips
+from moshivis.mini.dialogues import Spoken, Written
+from moshivis.mini.pictures import ATTRIBUTES, draw
+from moshivis.mini.questions import Query
+from moshivis.mini.recipe import CODEBOOKS, CODEC, TOKENS, mini
+from moshivis.mini.scenes import Scene, SceneObject, sample_scene
+from moshivis.mini.stage import Stage
+from moshivis.mini.tokenizer_training import train_tokenizer
+from moshivis.mini.voices import ASSISTANT_VOICE, USER_VOICES
+from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextTokenizer
+
+FAMILIES = ("knowledge", "small_talk")  # their answers do not depend on a scene: a few clips are enough
+needs_speech = pytest.mark.skipif(
+    any(shutil.which(program) is None for program in ("espeak-ng", "festival")),
+    reason="speech programs not installed: espeak-ng, festival",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    return train_tokenizer(Stage(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> ClipCodes:
+    """A dozen clips, spoken and encoded for real by a codec with random weights."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = random.Random(0)
+    queries = [grammar.sample_query(family, rng) for family in FAMILIES for _ in range(3)]
+    turns = [grammar.answer(query, Scene(())) for query in queries]
+    asked = [PlannedClip(text=q.text, kind="question", meta={"query": q.to_dict()}) for q in queries]
+    said = [PlannedClip(text=grammar.GREETINGS[0], kind="greeting")]
+    said += [PlannedClip(text=text, kind="answer") for text in sorted({turn.answer for turn in turns if turn})]
+    for index, (voice, clips) in enumerate(((USER_VOICES[0], asked), (ASSISTANT_VOICE, said))):
+        write_shard(PlannedShard(index=index, voice=voice, seed=index, clips=tuple(clips)), folder)
+    torch.manual_seed(0)
+    codec = Mimi(CODEC).eval()
+    for name, buffer in codec.named_buffers():
+        if name.endswith("embedding_sum"):
+            buffer.normal_()
+    return encode_clips(codec, ClipStore(folder), folder / "codes", workers=1)
+
+
+@needs_speech
+def test_spoken_dialogue_holds_the_clips_where_it_says(codes: ClipCodes, tokenizer: TextTokenizer) -> None:
+    spoken = Spoken(codes, tokenizer, 300, CODEBOOKS, padding_weight=0.3)
+    sample = spoken.with_picture(Scene(()), random.Random(3), FAMILIES)
+    assert sample.own.shape == sample.user.shape == (CODEBOOKS, 300)
+    text = tokenizer.decode(sample.text)
+    assert text.startswith(grammar.GREETINGS[0])
+    replies = {clip.text for clip in codes.clips.clips if clip.kind == "answer"}
+    assert any(reply in text for reply in replies)
+    # the assistant's words fall into the time in which it speaks
+    words = np.flatnonzero(~np.isin(sample.text, list(SPECIAL)))
+    assert sample.speaking[words].all()
+    assert 0.05 < sample.speaking.mean() < 0.8
+    # and what it says there is exactly a clip
+    starts = np.flatnonzero(np.diff(sample.speaking.astype(int), prepend=0) == 1)
+    clips = [codes[i][:CODEBOOKS] for i, clip in enumerate(codes.clips.clips) if clip.role == "assistant"]
+    for start in starts[:-1]:
+        assert any(np.array_equal(sample.own[:, start : start + 8], clip[:, :8]) for clip in clips)
+    heard = {tokenizer.piece(i).strip() for i in sample.heard if i not in SPECIAL}
+    asked = {
+        word for clip in codes.clips.clips if clip.kind == "question" for word in grammar.normalise(clip.text).split()
+    }
+    assert heard and all(any(word.startswith(piece) for word in asked) for piece in heard)
+
+
+@needs_speech
+def test_spoken_batch_predicts_what_is_said_next(codes: ClipCodes, tokenizer: TextTokenizer) -> None:
+    frames, config = 160, mini(len(tokenizer)).speech_lm
+    spoken = Spoken(codes, tokenizer, frames + EXTRA_FRAMES, CODEBOOKS, padding_weight=0.3)
+    rng = random.Random(0)
+    samples = [spoken.with_picture(Scene(()), rng, FAMILIES) for _ in range(6)]
+    batch = spoken_batch(samples, config, frames, random.Random(1))
+    assert batch.inputs.shape == (6, 1 + 2 * CODEBOOKS, frames)
+    # own streams: the input of a step is the target of the step before
+    assert torch.equal(batch.inputs[:, 0, 1:], batch.text[:, :-1])
+    said = batch.audio[..., :-1] >= 0
+    assert torch.equal(batch.inputs[:, 1 : 1 + CODEBOOKS, 1:][said], batch.audio[..., :-1][said])
+    # the user's semantic code of a frame is there at that frame
+    whole = [s for s in samples if np.array_equal(s.text[:frames], batch.text[0])]
+    if whole:
+        assert torch.equal(batch.inputs[0, 1 + CODEBOOKS, 1:], torch.from_numpy(whole[0].user[0, 1:frames]))
+
+
+def test_written_samples_read_back(tokenizer: TextTokenizer) -> None:
+    written = Written(tokenizer, TOKENS, CODEBOOKS, user_weight=0.1)
+    rng = random.Random(5)
+    for _ in range(20):
+        scene = sample_scene(rng)
+        sample = written.with_picture(scene, rng, ("colour", "count"))
+        assert sample.text[0] == END_OF_PADDING and len(sample.text) == TOKENS
+        sentences = "".join(tokenizer.piece(i) or "|" for i in sample.text).split("|")
+        assert sentences[1].strip() in grammar.GREETINGS
+        answers = [s.strip() for s in sentences if s.strip().startswith(("The", "There"))]
+        assert len(answers) >= 1
+        weights = sample.weight[: int(np.flatnonzero(sample.text == PADDING)[0])]
+        assert (weights == 1).all()  # the greeting counts in full
+    batch = written_batch([sample], mini(len(tokenizer)).speech_lm)
+    assert (batch.inputs[:, 1:] == -1).all() and not batch.depth.any()
+
+
+def test_patch_labels_say_what_covers_each_patch() -> None:
+    scene = Scene((SceneObject("circle", "red", "big", "top left"), SceneObject("star", "blue", "small", "right")))
+    pixels, labels = draw(scene, random.Random(0), 128, 8)
+    assert pixels.shape == (3, 128, 128) and labels.shape == (4, 16, 16)
+    red = labels[1] == 1 + ATTRIBUTES["colour"].index("red")
+    assert red[:8, :8].any() and not red[8:].any()
+    for row, column in np.argwhere(red)[:: max(1, red.sum() // 4)]:
+        assert labels[0, row, column] == 1 + ATTRIBUTES["shape"].index("circle")
+    assert (labels[0] == 0).mean() > 0.5
+
+
+class _Toy:
+    """A least-squares problem whose data depend on the step only."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(4, 3)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=0.05)
+        self.parts = {"model": self.model, "optimiser": self.optimiser}
+
+    def step(self, step: int) -> dict[str, float]:
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        loss = (self.model(x) - x[:, :3]).square().mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return {"loss": loss.item()}
+
+
+def _run_toy(folder: Path, total: int) -> None:
+    toy = _Toy()
+    Stage(folder).train(total, toy.parts, toy.step)
+
+
+def test_a_killed_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = _Toy()
+    Stage(tmp_path / "whole").train(30, whole.parts, whole.step)
+    process = multiprocessing.get_context("spawn").Process(target=_run_toy, args=(tmp_path / "cut", 12))
+    process.start()
+    process.join()
+    resumed, stage = _Toy(), Stage(tmp_path / "cut")
+    stage.train(30, resumed.parts, resumed.step)
+    assert stage.step == 30
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+    assert not list((tmp_path / "cut").glob("*.tmp"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="not finite at step"):
+        Stage(tmp_path).train(3, {}, lambda step: {"loss": float("nan")})
+
+
+def test_workers_average_their_gradients(tmp_path: Path) -> None:
+    parallel.run(2, _save_gradient, tmp_path)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for averaged in parts:
+        assert torch.allclose(averaged, torch.tensor([1.5, 3.0, 4.5]))
+
+
+def _save_gradient(rank: int, workers: int, folder: Path) -> None:
+    weight = torch.zeros(3, requires_grad=True)
+    ((rank + 1) * weight * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    parallel.average_gradients([weight], workers)
+    gradient: Tensor | None = weight.grad
+    assert gradient is not None
+    torch.save(gradient, folder / f"{rank}.pt")
+
+
+def test_tokenizer_covers_the_world(tokenizer: TextTokenizer) -> None:
+    rng = random.Random(9)
+    for _ in range(100):
+        turn = grammar.ask(sample_scene(rng), rng.choice(grammar.FAMILIES), rng)
+        if turn is not None:
+            for text in (turn.question, turn.answer, grammar.normalise(turn.question)):
+                assert tokenizer.decode(tokenizer.encode(text)) == text
+    query = Query(family="colour", shape="star")
+    assert len(tokenizer.encode(replace(query, phrasing=0).text)) <= 8
