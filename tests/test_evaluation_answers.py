@@ -45,9 +45,10 @@ def test_spoken_rows_are_independent(tiny_model: MoshiVis, tiny_tokenizer: TextT
             together[row].ended,
             together[row].reaction_frames,
         )
-        assert alone.audio is not None and together[row].audio is not None
-        shared = min(len(alone.audio), len(together[row].audio))
-        assert shared and np.allclose(alone.audio[:shared], together[row].audio[:shared], atol=1e-5)
+        one, other = alone.audio, together[row].audio
+        assert one is not None and other is not None
+        shared = min(len(one), len(other))
+        assert shared and np.allclose(one[:shared], other[:shared], atol=1e-5)
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1), st.lists(st.sampled_from("abc")))

@@ -9,7 +9,7 @@ window that covers it is known.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ class ISTFTDecoderState:
     tail: Tensor  # [B, n_fft - hop] samples that later windows still add to
 
     def reset(self, rows: Tensor) -> None:
-        for state in (self.upsample, *self.blocks):
+        self.upsample.reset(rows)
+        for state in self.blocks:
             state.reset(rows)
         self.tail.masked_fill_(rows[:, None], 0)
 
@@ -79,8 +80,11 @@ class ISTFTDecoder(nn.Module):
         frames = self._frames(x)
         return self._overlap_add(frames, torch.zeros_like(frames[:, 0, : self.config.delay]))[0]
 
+    def _blocks(self) -> list[ConvNeXtBlock]:
+        return cast(list[ConvNeXtBlock], list(self.blocks))
+
     def new_state(self, batch: int) -> ISTFTDecoderState:
-        blocks: list[Any] = [block.depthwise.new_state(batch) for block in self.blocks]
+        blocks = [block.depthwise.new_state(batch) for block in self._blocks()]
         return ISTFTDecoderState(
             self.upsample.new_state(batch), blocks, self.window.new_zeros(batch, self.config.delay)
         )
@@ -88,7 +92,7 @@ class ISTFTDecoder(nn.Module):
     def step(self, state: ISTFTDecoderState, x: Tensor, active: Tensor | None = None) -> Tensor:
         """The next T inputs of every row."""
         x = self.upsample.step(state.upsample, x, active)
-        for block, block_state in zip(self.blocks, state.blocks, strict=True):
+        for block, block_state in zip(self._blocks(), state.blocks, strict=True):
             x = block.step(block_state, x, active)
         wave, tail = self._overlap_add(self._frames(x), state.tail)
         state.tail.copy_(tail if active is None else torch.where(active[:, None], tail, state.tail))

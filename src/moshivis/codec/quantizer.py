@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,13 +103,16 @@ class ResidualQuantizer(nn.Module):
         self.output_proj = nn.Conv1d(dimension, latent_dim, 1, bias=False)
         self.levels = nn.ModuleList(Codebook(dimension, bins) for _ in range(levels))
 
+    def _books(self, levels: int) -> list[Codebook]:
+        return cast(list[Codebook], list(self.levels[:levels]))
+
     def encode(self, latent: Tensor, levels: int) -> Tensor:
         """[B, D, F] -> [B, levels, F] int64."""
         residual = self.input_proj(latent).transpose(1, 2)  # [B, F, d]
         frames = residual.shape[:2]
         residual = residual.flatten(0, 1).float()
         codes = []
-        for codebook in self.levels[:levels]:
+        for codebook in self._books(levels):
             embedding = codebook.embedding
             code = codebook.encode(residual, embedding)
             residual = residual - embedding[code]
@@ -117,7 +121,8 @@ class ResidualQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """[B, K, F] -> [B, D, F]."""
-        total = sum(book.embedding[codes[:, level]] for level, book in enumerate(self.levels[: codes.shape[1]]))
+        books = self._books(codes.shape[1])
+        total = torch.stack([book.embedding[codes[:, level]] for level, book in enumerate(books)]).sum(0)
         return self.output_proj(total.transpose(1, 2).to(self.output_proj.weight.dtype))
 
     def forward(self, latent: Tensor, levels: int, bypass: Tensor | None = None) -> Quantized:
@@ -128,7 +133,7 @@ class ResidualQuantizer(nn.Module):
         total = torch.zeros_like(residual)
         codes, penalties = [], []
         may_initialise = True
-        for codebook in self.levels[:levels]:
+        for codebook in self._books(levels):
             was_initialised = bool(codebook.initialized)
             if self.training and may_initialise and not was_initialised:
                 codebook.initialise(residual.detach())

@@ -26,14 +26,17 @@ class Chain(nn.Module):
             x = layer(x)
         return x
 
+    def _layers(self) -> list[Any]:
+        return list(self.model)
+
     def new_state(self, batch: int) -> list[Any]:
         """One state a layer that has memory, in order."""
-        return [layer.new_state(batch) for layer in self.model if hasattr(layer, "new_state")]
+        return [layer.new_state(batch) for layer in self._layers() if hasattr(layer, "new_state")]
 
     def step(self, state: list[Any], x: Tensor, active: Tensor | None = None) -> Tensor:
         """The next inputs of every row; `state` is updated in place for the `active` rows [B]."""
         states = iter(state)
-        for layer in self.model:
+        for layer in self._layers():
             x = layer.step(next(states), x, active) if hasattr(layer, "step") else layer(x)
         return x
 

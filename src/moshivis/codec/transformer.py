@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,18 +62,20 @@ class CodecTransformer(nn.Module):
             x = layer(x, rope, mask)
         return x.transpose(1, 2)
 
+    def _blocks(self) -> list[CodecTransformerLayer]:
+        return cast(list[CodecTransformerLayer], list(self.layers))
+
     def new_state(self, batch: int) -> TransformerState:
         context = self.config.context
-        layers = [layer.self_attn.new_state(batch, context) for layer in self.layers]
-        device = self.layers[0].norm1.weight.device if layers else None
-        return TransformerState(Ring.new(batch, context, device), layers)
+        layers = [layer.self_attn.new_state(batch, context) for layer in self._blocks()]
+        return TransformerState(Ring.new(batch, context, layers[0].keys.device), layers)
 
     def step(self, state: TransformerState, x: Tensor, active: Tensor | None = None) -> Tensor:
         """The next T steps of every row. Raises ValueError if T exceeds the attention context."""
         view = state.ring.view(x.shape[-1])
         rope = rotation(view.positions, self.head_dim, self.config.max_period)
         y = x.transpose(1, 2)
-        for layer, layer_state in zip(self.layers, state.layers, strict=True):
+        for layer, layer_state in zip(self._blocks(), state.layers, strict=True):
             y = layer.step(layer_state, y, view, rope, active)
         state.ring.advance(x.shape[-1], active)
         return y.transpose(1, 2)

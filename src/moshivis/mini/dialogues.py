@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,9 @@ class Sample:
 class _Reply:
     text: str
     clips: list[int]  # whose words, one after the other, are those of the text
+
+
+_Turn = tuple[list[int], _Reply]  # clips that ask, and the reply
 
 
 class Spoken:
@@ -83,7 +86,7 @@ class Spoken:
         """Every question is about `scene`, or of a family that needs none."""
         return self._conversation(rng, lambda voice: self._question(voice, rng.choice(families), scene, rng))
 
-    def _conversation(self, rng: random.Random, next_turn) -> Sample:
+    def _conversation(self, rng: random.Random, next_turn: Callable[[str], _Turn | None]) -> Sample:
         line = _Timeline(self, rng)
         greeting = rng.choice(self.greetings)
         line.assistant(_Reply(self.codes.clips.clips[greeting].text, [greeting]), rng.randint(1, 5))
@@ -99,7 +102,7 @@ class Spoken:
                 line.end += rng.randint(10, 40)
         return line.sample()
 
-    def _turn_without_picture(self, voice: str, rng: random.Random) -> tuple[list[int], _Reply] | None:
+    def _turn_without_picture(self, voice: str, rng: random.Random) -> _Turn | None:
         draw = rng.random()
         if draw < 0.62:
             told = self._told(voice, rng)
@@ -124,7 +127,7 @@ class Spoken:
             return None
         return clips, Scene(objects)
 
-    def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> tuple[list[int], _Reply] | None:
+    def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> _Turn | None:
         """A question clip of the family that the scene answers, and the clips of the answer."""
         candidates = self.questions[voice, family]
         for _ in range(25):

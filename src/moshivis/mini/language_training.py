@@ -22,7 +22,7 @@ from moshivis.mini import parallel
 from moshivis.mini.batches import EXTRA_FRAMES, Batch, heard_weight, spoken_batch, written_batch
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.codes import ClipCodes
-from moshivis.mini.dialogues import IGNORE, SCENE_FAMILIES, Sample, Spoken, Written
+from moshivis.mini.dialogues import IGNORE, SCENE_FAMILIES, Spoken, Written
 from moshivis.mini.grammar import FAMILIES
 from moshivis.mini.pictures import Pictures
 from moshivis.mini.recipe import CODEBOOKS, FRAMES, TOKENS
@@ -192,11 +192,9 @@ def _adapter_worker(
 
     def batches(rng: random.Random, rows: tuple[int, int], choices: range) -> tuple[list[Batch], list[Tensor | None]]:
         chosen = [[rng.choice(choices) for _ in range(count)] for count in rows]
-        samples: list[list[Sample]] = [
-            [source.with_picture(scenes[i], rng, families) for i in picks]
-            for source, picks in zip((spoken, written), chosen, strict=True)
-        ]
-        made = [spoken_batch(samples[0], config.speech_lm, FRAMES, rng), written_batch(samples[1], config.speech_lm)]
+        heard = [spoken.with_picture(scenes[i], rng, families) for i in chosen[0]]
+        read = [written.with_picture(scenes[i], rng, families) for i in chosen[1]]
+        made = [spoken_batch(heard, config.speech_lm, FRAMES, rng), written_batch(read, config.speech_lm)]
         return made, [seen[picks].float() for picks in chosen]
 
     def one_step(step: int) -> dict[str, float]:
@@ -230,7 +228,7 @@ def _learn(
     device = learner.heard.weight.device
     learner.train()
     optimiser.zero_grad(set_to_none=True)
-    values = {}
+    values: dict[str, float] = {}
     for name, batch, image in zip(("spoken", "written"), batches, images, strict=True):
         with half_precision(device):
             losses, _ = learner(batch.to(device), None if image is None else image.to(device))

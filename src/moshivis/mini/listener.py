@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import safe_open, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from moshivis.errors import CheckpointError
 from moshivis.evaluation.recogniser import Recogniser, RecogniserConfig

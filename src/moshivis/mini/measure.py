@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -75,7 +75,7 @@ def measure(
     pictures = [to_pixels(draw_scene(case.scene, rng), config) for case in cases]
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(cases))]
 
-    def run(ask, questions: list) -> list[Answer]:
+    def run(ask: Callable[..., list[Answer]], questions: list) -> list[Answer]:
         answers: list[Answer] = []
         for start in track(range(0, len(cases), ROWS), "asking"):
             rows = slice(start, start + ROWS)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 # Keeps memory that a step frees instead of giving it back to the system: on a CPU a step is a fifth faster for it,
 # and twice as fast when both cores are busy. Read by the C library when a process starts.
@@ -34,7 +34,7 @@ def run(workers: int, function: Callable[..., Any], *arguments: Any) -> None:
     for name, value in ALLOCATOR.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, args=(workers, Path(folder) / "rendezvous", function, arguments), nprocs=workers)
+        spawn(_worker, args=(workers, Path(folder) / "rendezvous", function, arguments), nprocs=workers)
 
 
 def _worker(rank: int, workers: int, rendezvous: Path, function: Callable[..., Any], arguments: tuple) -> None:

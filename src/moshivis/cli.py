@@ -1,0 +1,161 @@
+"""The `moshivis` command: what it understands. What a verb does is imported when it is asked for, `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+
+from moshivis import __version__
+from moshivis.errors import MoshivisError
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 2 for anything the user can mend, said in one sentence."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except MoshivisError as error:
+        print(f"moshivis: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nmoshivis: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="moshivis", description="Talk with a speech model about a picture.")
+    parser.add_argument("--version", action="version", version=f"moshivis {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_talk(verbs.add_parser("talk", help="ask questions about a picture, by voice or in writing"))
+    _add_conform(verbs.add_parser("conform", help="compare the numbers of the model with recorded ones"))
+    bench = verbs.add_parser("bench", help="measure speed").add_subparsers(dest="what", required=True, metavar="WHAT")
+    _add_bench_step(bench.add_parser("step", help="one 80 ms frame, part by part"))
+    return parser
+
+
+def _add_talk(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Ask questions about a picture, one after the other. Spoken questions get spoken answers, written ones are "
+        "answered in writing; the two cannot be mixed."
+    )
+    parser.add_argument("picture", metavar="PICTURE", nargs="?", help="PNG, JPEG, WebP, GIF, BMP, TIFF …")
+    ask = parser.add_argument_group("questions")
+    ask.add_argument("--audio", metavar="FILE", action="append", default=[], help="WAV, FLAC, MP3 or OGG; repeatable")
+    ask.add_argument("--text", metavar="TEXT", action="append", default=[], help="repeatable")
+    ask.add_argument(
+        "--example",
+        action="store_true",
+        help="the picture and the spoken question that come with the package, if none is given",
+    )
+    _add_model(parser, "mini")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--out",
+        metavar="FILE.wav",
+        help="both voices, user left and assistant right (default: answer.wav); the assistant alone goes beside it",
+    )
+    results.add_argument("--gates", metavar="FILE.png", help="draw the transcript coloured by its gates")
+    results.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    how = parser.add_argument_group("how to answer")
+    how.add_argument(
+        "--seconds", metavar="S", type=_positive, help="longest wait for the end of a spoken answer (default: 20)"
+    )
+    how.add_argument("--seed", metavar="N", type=_seed, default=0, help="the same seed, the same answer (default: 0)")
+    how.add_argument(
+        "--temperature", metavar="T", type=_not_negative, help="of the speech tokens; 0 takes the likeliest"
+    )
+    how.add_argument("--text-temperature", metavar="T", type=_not_negative, help="of the text tokens")
+    how.add_argument(
+        "--top-k", metavar="K", type=_count, help="draw from the K likeliest tokens only; 0 means from all"
+    )
+    parser.set_defaults(run=_talk)
+
+
+def _add_conform(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", metavar="DIR", nargs="+", help="folders that hold cases")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.set_defaults(run=_conform)
+
+
+def _add_bench_step(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", metavar="NAME", help="a model by its configuration, with --random weights")
+    parser.add_argument("--random", action="store_true", help="random weights: nothing is loaded")
+    _add_model(parser, None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16")
+    parser.add_argument("--batch", metavar="N", type=int, default=1, help="conversations at once (default: 1)")
+    parser.add_argument("--frames", metavar="N", type=int, default=100, help="frames measured (default: 100)")
+    parser.add_argument("--threads", metavar="N", type=int, help="of the CPU")
+    parser.set_defaults(run=_bench_step)
+
+
+def _add_model(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="DIR_OR_REPO",
+        default=default,
+        help="mini (comes with the package), a folder, or a repository of the Hugging Face Hub",
+    )
+    parser.add_argument("--download", action="store_true", help="allow fetching the repository")
+
+
+# values ---------------------------------------------------------------------------------------------------------------
+
+
+def _positive(text: str) -> float:
+    value = _not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, not {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 2^63 - 1, not {text}")
+    return value
+
+
+# verbs ----------------------------------------------------------------------------------------------------------------
+
+
+def _talk(arguments: argparse.Namespace) -> int:
+    from moshivis.commands.talk import run_talk
+
+    return run_talk(arguments)
+
+
+def _conform(arguments: argparse.Namespace) -> int:
+    from moshivis.conform.run import run_conform
+
+    return run_conform(arguments.paths, arguments.device, arguments.dtype)
+
+
+def _bench_step(arguments: argparse.Namespace) -> int:
+    from moshivis.inference.bench import run_bench_step
+
+    return run_bench_step(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

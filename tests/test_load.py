@@ -1,0 +1,83 @@
+"""Which models `load` finds, and what it says about those that it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import moshivis
+from moshivis.checkpoints.folder import save_folder
+from moshivis.errors import CheckpointError, InputError
+from moshivis.inference.conversation import SAMPLING, Assistant, load
+from moshivis.inference.sampling import Sampling
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
+
+
+def test_the_package_door_loads(tiny_folder: Path) -> None:
+    assert moshivis.load(str(tiny_folder)).config.name == "tiny"
+
+
+def test_an_unknown_name_lists_what_exists() -> None:
+    with pytest.raises(InputError, match=r"no model 'maxi'.*\(mini\).*only when asked"):
+        load("maxi")
+    with pytest.raises(InputError, match="no model 'someone/something'"):
+        load("someone/something")
+
+
+def test_a_device_that_is_not_there() -> None:
+    for device in ("gpu", "cuda:77"):
+        with pytest.raises(InputError, match=f"the device '{device}' cannot be used here"):
+            load("maxi", device=device)
+
+
+def test_damaged_folders(tiny_folder: Path, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(tiny_folder, tmp_path / name))
+
+    broken = copy("broken")
+    shard = next(broken.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(broken)
+    dumb = copy("dumb")
+    (dumb / "tokenizer.model").unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        load(dumb)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match="holds no model"):
+        load(empty)
+
+
+def test_a_tokenizer_of_another_model(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> None:
+    lm = dataclasses.replace(tiny_model.config.speech_lm, text_card=99)
+    with pytest.raises(CheckpointError, match="48 pieces, but the model predicts 99"):
+        Assistant(MoshiVis(dataclasses.replace(tiny_model.config, speech_lm=lm)), tiny_tokenizer)
+
+
+def test_a_folder_can_say_how_to_sample(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "sampled"))
+    (folder / SAMPLING).write_text('{"text_temperature": 0, "audio_top_k": 5}')
+    assert load(folder).sampling == Sampling(text_temperature=0, audio_top_k=5)
+    for wrong in ('{"speed": 1}', '{"text_top_k": "many"}'):
+        (folder / SAMPLING).write_text(wrong)
+        with pytest.raises(CheckpointError, match="must give numbers for some of audio_temperature"):
+            load(folder)
+
+
+def test_a_model_without_adapters_does_not_look(
+    tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    blind = MoshiVis(dataclasses.replace(tiny_model.config, name="blind", adapters=None))
+    save_folder(tmp_path / "blind", blind, tiny_tokenizer.model, "")
+    assistant = load(tmp_path / "blind")
+    with pytest.raises(InputError, match="cannot look at a picture"):
+        assistant.conversation(Image.new("RGB", (50, 40)))
+    conversation = assistant.conversation()
+    assert [conversation.step(np.zeros(1920)).gate for _ in range(3)] == [0, 0, 0]
