@@ -23,8 +23,6 @@ MOSHIVIS = "import sys; from moshivis.cli import main; sys.exit(main())"
 # Commands of the blocks tagged `bash not-in-tests`, and why they are not run here.
 NOT_RUN = {
     "make run": "installs into a new environment",
-    "python3 -m venv .venv": "makes a new environment",
-    ".venv/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": "downloads torch",
     "moshivis talk picture.png --audio question.wav --model hf://kyutai/moshika-vis-pytorch-bf16 --device cuda": (
         "downloads 17 GB and needs a GPU"
     ),

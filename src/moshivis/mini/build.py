@@ -6,6 +6,7 @@ clips -> recogniser -> codec -> codes -> language -> adapters -> model
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.vision import VisionEncoder
 
 NUM_PICTURES = 20000
+SAMPLING = {"text_temperature": 0.0, "audio_temperature": 0.6, "audio_top_k": 50}
 RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 2500, 128
 
 
@@ -132,6 +134,7 @@ class Build:
             listener = self.listener()
             save_folder(folder, model, self.tokenizer().model, CARD, dtype=torch.float16)
             save_listener(listener, folder)
+            (folder / "sampling.json").write_text(json.dumps(SAMPLING) + "\n")
         return folder
 
 
