@@ -92,7 +92,7 @@ class _Row:
             if token not in SPECIAL:
                 self.tokens.append(token)
                 self.first = self.answering if self.first is None else self.first
-            pausing = self.tokens and self.frame - self.last_word >= PAUSE_FRAMES + 4
+            pausing = self.tokens and self.frame - self.last_word >= PAUSE_FRAMES + 6
             self.ended = bool(pausing) and self.answering > 0
             self.over = self.ended or self.answering >= ANSWER_FRAMES
         self.frame += 1

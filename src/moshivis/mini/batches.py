@@ -12,11 +12,12 @@ from torch import Tensor
 
 from moshivis.config import SpeechLMConfig
 from moshivis.mini.dialogues import IGNORE, Sample
-from moshivis.speech_lm.streams import apply_delays, model_inputs
+from moshivis.speech_lm.streams import ZERO_TOKEN, apply_delays, model_inputs
 from moshivis.speech_lm.tokenizer import PADDING
 
 MID_STREAM = 0.3  # share of spoken samples that start in the middle of a conversation
 EXTRA_FRAMES = 64  # frames by which a conversation is longer than the sample cut from it
+DEAF_TO_ITSELF = 0.5  # share of spoken samples in which the assistant's own audio is not fed back
 SILENT_DEPTH_SHARE = 0.12  # frames of the assistant's silence that train the depth transformer
 
 
@@ -34,7 +35,11 @@ class Batch:
 
 
 def spoken_batch(samples: list[Sample], config: SpeechLMConfig, frames: int, rng: random.Random) -> Batch:
-    """Samples of frames + EXTRA_FRAMES frames, each cut to `frames`: most from the start, some from the middle."""
+    """Samples of frames + EXTRA_FRAMES frames, each cut to `frames`: most from the start, some from the middle.
+
+    Synthetic speech tells from its first sounds which recording it is. In half of the samples the model does not hear
+    its own voice, so that it must find its words in what the user says.
+    """
     starts = [rng.randint(1, EXTRA_FRAMES) if rng.random() < MID_STREAM else 0 for _ in samples]
     whole = _stack(samples, config)
     index = torch.tensor(starts)[:, None] + torch.arange(frames)
@@ -45,7 +50,9 @@ def spoken_batch(samples: list[Sample], config: SpeechLMConfig, frames: int, rng
 
     parts = {name: cut(value) for name, value in vars(whole).items()}
     silent = torch.from_numpy(np.random.default_rng(rng.getrandbits(32)).random(parts["depth"].shape))
-    parts["depth"] = parts["depth"] | (silent < SILENT_DEPTH_SHARE)
+    deaf = torch.tensor([rng.random() < DEAF_TO_ITSELF for _ in samples])
+    parts["inputs"][deaf, 1 : 1 + config.own_codebooks] = ZERO_TOKEN
+    parts["depth"] = (parts["depth"] | (silent < SILENT_DEPTH_SHARE)) & ~deaf[:, None]
     return Batch(**parts)
 
 
@@ -61,7 +68,7 @@ def _stack(samples: list[Sample], config: SpeechLMConfig) -> Batch:
     codes = torch.cat([text[:, None], own, user], dim=1)
     inputs = model_inputs(codes, config)
     if (own < 0).all():  # written: the audio streams stay empty, initial tokens included
-        inputs[:, 1:] = -1
+        inputs[:, 1:] = ZERO_TOKEN
     audio = apply_delays(codes, config)[:, 1 : 1 + config.own_codebooks]
     audio = torch.where((audio >= 0) & (audio < config.audio_card), audio, IGNORE)
     heard = stack(lambda s: s.heard)

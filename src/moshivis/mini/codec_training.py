@@ -30,7 +30,7 @@ from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
 
-AUTOENCODER_STEPS, QUANTISED_STEPS, VOICE_STEPS = 1500, 3000, 4000
+AUTOENCODER_STEPS, QUANTISED_STEPS, VOICE_STEPS = 1500, 3000, 2400
 BATCH, CROP_FRAMES = 4, 16
 ASSISTANT_SHARE = 0.35  # the voice that the model must speak with
 BYPASS, DROPOUT = 0.1, 0.35

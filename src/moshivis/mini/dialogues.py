@@ -26,6 +26,9 @@ FRAME_SECONDS = 0.08
 IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
 HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
+# Frames by which the assistant's words precede their sound. Without them the text stream would have its own speech to
+# read from: in training it copies the recorded answer instead of finding one, and in a conversation it finds none.
+TEXT_LEAD = 3
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Spoken:
                 continue
             clips, reply = found
             line.user(clips, line.end + rng.randint(2, 14))
-            line.assistant(reply, line.user_end + rng.randint(3, 7))
+            line.assistant(reply, line.user_end + rng.randint(1, 4))
             if rng.random() < 0.1:
                 line.end += rng.randint(10, 40)
         return line.sample()
@@ -174,12 +177,12 @@ class _Timeline:
         for index in reply.clips:
             clip = self.spoken.codes.clips.clips[index]
             codes = self.spoken.codes[index][: self.spoken.levels]
-            self._put(self.own, codes, at)
-            self.speaking[at : at + codes.shape[1]] = True
+            self._put(self.own, codes, at + TEXT_LEAD)
+            self.speaking[at + TEXT_LEAD : at + TEXT_LEAD + codes.shape[1]] = True
             for spoken in clip.words:
                 self._write(next(words), at + int(spoken.start / FRAME_SECONDS))
             at += codes.shape[1] - TAIL_FRAMES
-        self.end = at
+        self.end = at + TEXT_LEAD
 
     def user(self, clips: list[int], at: int) -> None:
         for index in clips:

@@ -21,6 +21,7 @@ from moshivis.mini.grammar import normalise, vocabulary
 from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
 
 BATCH = 12
+SENTENCES = ("question", "whole", "answer", "greeting")
 
 
 def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], width: int, steps: int) -> Recogniser:
@@ -36,13 +37,17 @@ def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], wid
     chosen = [i for i, clip in enumerate(clips.clips) if clip.role in roles]
     held_out = chosen[::50]
     training = sorted({*chosen} - {*held_out})
+    # three sentences to a phrase: there are more phrases, but they are alike
+    sentences = [i for i in training if clips.clips[i].kind in SENTENCES]
+    phrases = [i for i in training if clips.clips[i].kind not in SENTENCES]
 
     def one_step(step: int) -> dict[str, float]:
         model.train()
         set_learning_rate(optimiser, cosine(step, steps, 1.5e-3, 100))
         rng = random.Random(step)
         # clips of like length share a batch, so that little of it is padding
-        rows = sorted(rng.sample(training, 4 * BATCH), key=lambda i: clips.clips[i].samples)
+        drawn = rng.sample(sentences, 3 * BATCH) + rng.sample(phrases, BATCH)
+        rows = sorted(drawn, key=lambda i: clips.clips[i].samples)
         start = rng.randrange(3 * BATCH)
         rows = rows[start : start + BATCH]
         waves = [_noisy(clips, i, rng) for i in rows]

@@ -1,0 +1,74 @@
+"""The model that comes with the package, as its users meet it."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moshivis.checkpoints.load import Checkpoint, load_model
+from moshivis.mini import voices
+from moshivis.mini.__main__ import WEIGHTS
+from moshivis.mini.listener import load_listener
+from moshivis.mini.measure import fresh_cases, measure
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Checkpoint:
+    return load_model(WEIGHTS)
+
+
+def test_weights_are_small_and_nothing_but_data(embedded: Checkpoint) -> None:
+    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 35_000_000
+    assert {file.suffix for file in WEIGHTS.iterdir()} == {".safetensors", ".json", ".model", ".md"}
+    assert embedded.tokenizer is not None
+    assert len(embedded.tokenizer) == embedded.model.config.speech_lm.text_card
+
+
+@pytest.mark.skipif(
+    any(shutil.which(program) is None for program in ("espeak-ng", "flite")),
+    reason="speech programs not installed: espeak-ng, flite",
+)
+def test_answers_about_new_scenes_are_mostly_right(embedded: Checkpoint) -> None:
+    result = measure(embedded, load_listener(WEIGHTS), count=36, seed=99)
+    assert result["text"]["accuracy"] >= 0.7
+    assert result["spoken"]["accuracy"] >= 0.55
+    assert result["spoken"]["speech_word_error"] <= 0.35
+    assert result["spoken"]["silent_or_runaway"] <= 0.2
+    assert 0 <= result["spoken_unheard_voice"]["accuracy"] <= 1
+
+
+def test_cases_are_fresh_and_repeatable() -> None:
+    assert fresh_cases(18, seed=1) == fresh_cases(18, seed=1)
+    assert fresh_cases(18, seed=1) != fresh_cases(18, seed=2)
+    assert len({case.turn.family for case in fresh_cases(18, seed=1)}) == 9
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="speech program not installed: espeak-ng")
+def test_a_question_in_a_wav_file_gets_a_spoken_answer(tmp_path: Path) -> None:
+    (case,) = fresh_cases(1, seed=5)
+    from moshivis.audio import read_audio, write_wav
+    from moshivis.mini.drawing import draw_scene
+
+    picture, question, answer = tmp_path / "scene.png", tmp_path / "question.wav", tmp_path / "answer.wav"
+    draw_scene(case.scene, random.Random(0)).save(picture)
+    (spoken,) = voices.synthesise(voices.USER_VOICES[0], [case.turn.question], random.Random(0))
+    write_wav(question, spoken.audio)
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from moshivis.cli import main; sys.exit(main())",
+        "talk",
+        str(picture),
+        "--audio",
+        str(question),
+        "--out",
+        str(answer),
+    ]
+    run = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    told = json.loads(run.stdout)
+    assert told["text"] and told["frames"] > 20 and told["pieces"]
+    assert len(read_audio(answer)) == told["frames"] * 1920
