@@ -16,7 +16,7 @@ from moshivis.mini import grammar, parallel
 from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
 from moshivis.mini.clips import ClipStore, PlannedClip, PlannedShard, write_shard
 from moshivis.mini.codes import ClipCodes, encode_clips
-from moshivis.mini.dialogues import Spoken, Written
+from moshivis.mini.dialogues import TEXT_LEAD, Spoken, Written
 from moshivis.mini.pictures import ATTRIBUTES, draw
 from moshivis.mini.questions import Query
 from moshivis.mini.recipe import CODEBOOKS, CODEC, TOKENS, mini
@@ -67,9 +67,10 @@ def test_spoken_dialogue_holds_the_clips_where_it_says(codes: ClipCodes, tokeniz
     assert text.startswith(grammar.GREETINGS[0])
     replies = {clip.text for clip in codes.clips.clips if clip.kind == "answer"}
     assert any(reply in text for reply in replies)
-    # the assistant's words fall into the time in which it speaks
+    # the assistant's words stand a little before the time in which it speaks them
     words = np.flatnonzero(~np.isin(sample.text, list(SPECIAL)))
-    assert sample.speaking[words].all()
+    words = words[words + TEXT_LEAD < len(sample.text)]
+    assert sample.speaking[words + TEXT_LEAD].all() and not sample.speaking[words[0]]
     assert 0.05 < sample.speaking.mean() < 0.8
     # and what it says there is exactly a clip
     starts = np.flatnonzero(np.diff(sample.speaking.astype(int), prepend=0) == 1)
@@ -88,13 +89,16 @@ def test_spoken_batch_predicts_what_is_said_next(codes: ClipCodes, tokenizer: Te
     frames, config = 160, mini(len(tokenizer)).speech_lm
     spoken = Spoken(codes, tokenizer, frames + EXTRA_FRAMES, CODEBOOKS, padding_weight=0.3)
     rng = random.Random(0)
-    samples = [spoken.with_picture(Scene(()), rng, FAMILIES) for _ in range(6)]
+    samples = [spoken.with_picture(Scene(()), rng, FAMILIES) for _ in range(8)]
     batch = spoken_batch(samples, config, frames, random.Random(1))
-    assert batch.inputs.shape == (6, 1 + 2 * CODEBOOKS, frames)
+    assert batch.inputs.shape == (8, 1 + 2 * CODEBOOKS, frames)
     # own streams: the input of a step is the target of the step before
     assert torch.equal(batch.inputs[:, 0, 1:], batch.text[:, :-1])
-    said = batch.audio[..., :-1] >= 0
-    assert torch.equal(batch.inputs[:, 1 : 1 + CODEBOOKS, 1:][said], batch.audio[..., :-1][said])
+    own = batch.inputs[:, 1 : 1 + CODEBOOKS]
+    deaf = (own == -1).flatten(1).all(1)
+    assert 0 < deaf.sum() < len(deaf) and not batch.depth[deaf].any()
+    said = (batch.audio[..., :-1] >= 0) & ~deaf[:, None, None]
+    assert torch.equal(own[..., 1:][said], batch.audio[..., :-1][said])
     # the user's semantic code of a frame is there at that frame
     whole = [s for s in samples if np.array_equal(s.text[:frames], batch.text[0])]
     if whole:
@@ -175,6 +179,22 @@ def test_workers_average_their_gradients(tmp_path: Path) -> None:
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for averaged in parts:
         assert torch.allclose(averaged, torch.tensor([1.5, 3.0, 4.5]))
+
+
+def test_a_gradient_that_one_worker_lacks_counts_as_zero(tmp_path: Path) -> None:
+    parallel.run(2, _save_lopsided_gradient, tmp_path)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for averaged in parts:
+        assert torch.equal(averaged, torch.tensor([0.5, 0.5]))
+
+
+def _save_lopsided_gradient(rank: int, workers: int, folder: Path) -> None:
+    used, unused = torch.zeros(1, requires_grad=True), torch.zeros(2, requires_grad=True)
+    (used.sum() + (unused.sum() if rank else 0)).backward()
+    parallel.average_gradients([used, unused], workers)
+    gradient: Tensor | None = unused.grad
+    assert gradient is not None
+    torch.save(gradient, folder / f"{rank}.pt")
 
 
 def _save_gradient(rank: int, workers: int, folder: Path) -> None:

@@ -29,6 +29,7 @@ NOT_RUN = {
     "moshivis talk picture.png --audio question.wav --model path/to/folder --device cuda": "needs those 17 GB",
     "moshivis bench step --preset moshika-vis --random": "needs 24 GB of memory",
     "apt-get install espeak-ng flite festival festvox-us-slt-hts": "needs an administrator",
+    "pip install -e '.[eval]'": "changes the environment that runs this test",
     "python -m moshivis.mini build --out runs/mini": "takes hours",
     "python -m moshivis.mini measure": "takes half an hour, and needs the speech programs",
 }

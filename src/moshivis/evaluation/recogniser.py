@@ -91,10 +91,10 @@ def _trim(wave: Tensor) -> Tensor:
 def _perturb(x: Tensor) -> Tensor:
     """Log-mel frames [B, bands, T] with a noise floor, a tilt, ripples and bands and stretches missing, at random."""
     batch, bands, steps = x.shape
-    floor = x.new_empty(batch, 1, 1).uniform_(-7, 0)
+    floor = x.new_empty(batch, 1, 1).uniform_(-7, -2)
     x = torch.logaddexp(x, floor + 0.5 * torch.randn_like(x))
     tilt = torch.linspace(-1, 1, bands, device=x.device)[:, None] * x.new_empty(batch, 1, 1).normal_(0, 0.7)
-    x = x + tilt + 0.3 * torch.randn_like(x)
+    x = x + tilt + 0.2 * torch.randn_like(x)
     band, step = torch.arange(bands, device=x.device)[:, None], torch.arange(steps, device=x.device)
     low, at = torch.randint(bands, (batch, 1, 1), device=x.device), torch.randint(steps, (batch, 1, 1), device=x.device)
     hidden = ((band >= low) & (band < low + 8)) | ((step >= at) & (step < at + 6))
