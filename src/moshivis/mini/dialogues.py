@@ -133,10 +133,11 @@ class Spoken:
     def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> _Turn | None:
         """A question clip of the family that the scene answers, and the clips of the answer."""
         candidates = self.questions[voice, family]
-        for _ in range(25):
+        for _ in range(60):
             clip = rng.choice(candidates)
             turn = grammar.answer(self.queries[clip], scene)
-            if turn is None or (turn.facts["missing"] and rng.random() < 0.7):
+            # most spoken questions ask for something that a given scene does not have: keep few of these
+            if turn is None or (turn.facts["missing"] and rng.random() < 0.95):
                 continue
             reply = self._reply(turn)
             if reply:
