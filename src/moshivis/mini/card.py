@@ -15,5 +15,9 @@ adapters learnt from a mix of spoken and written samples.
 
 It knows: colour, shape, size, number and place of shapes, yes/no and misleading questions about them, descriptions,
 small sums, opposites, week days, capitals, some small talk. It cannot read words in pictures and was never trained on
-photographs. `python -m moshivis.mini measure` prints how often it is right.
+photographs.
+
+A first version: of 300 fresh questions it answers 61 % in writing, 21 % spoken in voices of its training and 14 % in a
+voice kept out of it; goals are 85 % and 75 %. It describes a picture better than it looks things up.
+`python -m moshivis.mini measure` prints these figures.
 """

@@ -32,9 +32,9 @@ from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 from moshivis.vision import ImageProjection
 
-LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 3250, 2e-3, 150
-SPOKEN_ROWS, WRITTEN_ROWS = 16, 12  # of a pretraining step, over all workers
-ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 1700, 2e-3, 50
+LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 5000, 1e-3, 150
+SPOKEN_ROWS, WRITTEN_ROWS = 16, 24  # of a pretraining step, over all workers
+ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 2000, 2e-3, 50
 ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 16, 16  # p_audio = a half
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
 HEARD_LAYER = 2  # block whose output is asked for the user's words
