@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from moshivis.checkpoints.mimi import from_released, to_released
 from moshivis.codec import Mimi
-from moshivis.config import CodecConfig, CodecTransformerConfig, QuantizerConfig, SEANetConfig
+from moshivis.config import CodecConfig
+from moshivis.conform.codec import codec_config
 
 HERE = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("MOSHIVIS_GOLDEN", HERE)) / "mimi"
@@ -30,38 +30,6 @@ DESCRIPTIONS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDE
 WAVES = [name for name, case in DESCRIPTIONS.items() if case["kind"] == "wav"]
 MASKS = [name for name, case in DESCRIPTIONS.items() if case["kind"] == "mask"]
 CHUNKS = {"stream1": (1,), "stream2": (2,), "streamvar": (1, 3, 2, 4)}  # frames a call, over and over
-
-
-def codec_config(released: dict[str, Any]) -> CodecConfig:
-    """The released configuration's keys -> ours."""
-    seanet, transformer, quantizer = released["seanet"], released["transformer"], released["quantizer"]
-    ratios = tuple(reversed(seanet["ratios"]))
-    return CodecConfig(
-        sample_rate=released["sample_rate"],
-        frame_rate=released["frame_rate"],
-        dimension=seanet["dimension"],
-        seanet=SEANetConfig(
-            channels=tuple(seanet["n_filters"] * 2**stage for stage in range(len(ratios) + 1)),
-            ratios=ratios,
-            residual_layers=(seanet["n_residual_layers"],) * len(ratios),
-            kernel_size=seanet["kernel_size"],
-            last_kernel_size=seanet["last_kernel_size"],
-            residual_kernel_size=seanet["residual_kernel_size"],
-            dilation_base=seanet["dilation_base"],
-            compress=seanet["compress"],
-        ),
-        transformer=CodecTransformerConfig(
-            num_layers=transformer["num_layers"],
-            num_heads=transformer["num_heads"],
-            feed_forward=transformer["dim_feedforward"],
-            context=transformer["context"],
-            max_period=transformer["max_period"],
-        ),
-        quantizer=QuantizerConfig(
-            dimension=quantizer["dimension"], bins=quantizer["bins"], num_codebooks=quantizer["n_q"]
-        ),
-        num_codebooks=quantizer["n_q"],
-    )
 
 
 def load(case: str) -> tuple[Mimi, dict[str, Tensor]]:

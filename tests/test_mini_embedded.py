@@ -40,7 +40,6 @@ def test_new_scenes_are_answered_as_well_as_stated(embedded: Checkpoint) -> None
     assert result["spoken"]["speech_word_error"] <= 0.8
     assert result["spoken"]["silent_or_runaway"] <= 0.1
     assert 80 <= result["spoken"]["reaction_ms_median"] <= 800
-    assert 0 <= result["spoken_unheard_voice"]["accuracy"] <= 1
 
 
 def test_cases_are_fresh_and_repeatable() -> None:

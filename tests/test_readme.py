@@ -31,7 +31,7 @@ NOT_RUN = {
     "apt-get install espeak-ng flite festival festvox-us-slt-hts": "needs an administrator",
     "pip install -e '.[eval]'": "changes the environment that runs this test",
     "python -m moshivis.mini build --out runs/mini": "takes hours",
-    "python -m moshivis.mini measure": "takes half an hour, and needs the speech programs",
+    "python -m moshivis.mini measure": "takes minutes, and needs the speech programs",
 }
 
 

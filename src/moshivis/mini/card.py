@@ -18,6 +18,6 @@ small sums, opposites, week days, capitals, some small talk. It cannot read word
 photographs.
 
 A first version: of 300 fresh questions it answers 61 % in writing, 21 % spoken in voices of its training and 14 % in a
-voice kept out of it; goals are 85 % and 75 %. It describes a picture better than it looks things up.
+voice kept out of it; goals are 85 % and 75 %. Descriptions are not measured yet.
 `python -m moshivis.mini measure` prints these figures.
 """
