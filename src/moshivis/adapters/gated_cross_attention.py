@@ -38,6 +38,7 @@ class AdapterState:
     """Steps that every row has taken with an image in view, [B]; start and end of the adapters count them."""
 
     seen: Tensor
+    start: Tensor | None = None  # [B] first step at which the adapters act in each row; None = the config's
 
     def reset(self, rows: Tensor) -> None:
         self.seen.masked_fill_(rows, 0)
@@ -130,7 +131,7 @@ class GatedCrossAttention(nn.Module):
     ) -> ImageContext:
         """For the next `steps` steps of a stream; counts them in the `active` rows that have an image."""
         positions = state.seen[:, None] + torch.arange(steps, device=state.seen.device)
-        on = self._scope(positions)
+        on = self._scope(positions, None if state.start is None else state.start[:, None])
         if image.present is not None:
             on = image.present[:, None] if on is None else on & image.present[:, None]
         counted = torch.ones_like(state.seen, dtype=torch.bool) if image.present is None else image.present
@@ -155,11 +156,13 @@ class GatedCrossAttention(nn.Module):
             update = update * self.scale[index]
         return update, gate
 
-    def _scope(self, positions: Tensor) -> Tensor | None:
-        """Where the adapters act, bool shaped like `positions`; None = everywhere."""
-        start, end = self.config.start or 0, self.config.end
-        if start == 0 and end is None:
-            return None
+    def _scope(self, positions: Tensor, start: Tensor | None = None) -> Tensor | None:
+        """Where the adapters act, bool shaped like `positions`; None = everywhere. `start` None = the config's."""
+        end = self.config.end
+        if start is None:
+            if not self.config.start and end is None:
+                return None
+            start = positions.new_tensor(self.config.start or 0)
         scope = positions >= start
         return scope if end is None else scope & (positions < start + end)
 

@@ -25,7 +25,7 @@ from moshivis.inference.duplex import Duplex, DuplexState
 from moshivis.inference.sampling import RELEASED_SAMPLING, Sampling
 from moshivis.inference.written import WrittenStream
 from moshivis.model import MoshiVis
-from moshivis.speech_lm.tokenizer import TextTokenizer
+from moshivis.speech_lm.tokenizer import TextStream, TextTokenizer
 from moshivis.vision.image import read_image, to_pixels
 
 EMBEDDED = {"mini": Path(__file__).parents[1] / "mini" / "weights"}  # models that come with the package
@@ -167,6 +167,7 @@ class Conversation:
         self._sampling = dataclasses.replace(sampling, generators=self._random)
         self._spoken: DuplexState | None = None  # made when the first word falls: a written conversation needs none
         self._spoken_frames = 0
+        self._said = TextStream(assistant.tokenizer)
         self._written: WrittenStream | None = None
         self._image: ImageKV | None = None
         self.set_image(image)
@@ -201,7 +202,7 @@ class Conversation:
         return StepResult(
             frame=self._spoken_frames - 1,
             token=token,
-            text="" if token is None else self.assistant.tokenizer.piece(token),
+            text="" if token is None else self._said.push(token),
             gate=float(result.gate),
             audio=result.audio[0, 0].cpu().numpy(),
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.codec.mimi import CodecState
-from moshivis.inference.generation import Generator, GeneratorState
+from moshivis.inference.generation import Frame, Generator, GeneratorState
 from moshivis.inference.sampling import RELEASED_SAMPLING
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.depth import Choose
@@ -32,6 +32,11 @@ class DuplexState:
         self.encoder.reset(rows)
         self.generator.reset(rows)
         self.decoder.reset(rows)
+
+    def read_whole_rings(self) -> None:
+        """From now on every step reads all slots of all rings, used or not: the same shapes, and bits, at any age."""
+        for ring in (self.encoder.transformer.ring, self.generator.backbone.ring, self.decoder.transformer.ring):
+            ring.filled = ring.context
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,16 @@ class Duplex:
         active: Tensor | None = None,
     ) -> DuplexFrame:
         """The user's next frame [B, 1, frame_size] -> the assistant's; other arguments as in `Generator.step`."""
-        codes = self.codec.encode_step(state.encoder, audio.to(self._dtype), active, num_codebooks=self._heard)
-        frame = self.generator.step(state.generator, codes[..., 0], image, sampling, active)
+        frame = self.generator.step(state.generator, self.hear(state, audio, active), image, sampling, active)
+        return DuplexFrame(self.speak(state, frame), frame.tokens[:, 0], frame.valid, frame.gate)
+
+    @torch.inference_mode()
+    def hear(self, state: DuplexState, audio: Tensor, active: Tensor | None = None) -> Tensor:
+        """The first part of a step: the user's next frame [B, 1, frame_size] -> its codes [B, K]."""
+        return self.codec.encode_step(state.encoder, audio.to(self._dtype), active, num_codebooks=self._heard)[..., 0]
+
+    @torch.inference_mode()
+    def speak(self, state: DuplexState, frame: Frame) -> Tensor:
+        """The last part of a step: what the generator returned -> sound [B, 1, frame_size], silence if not valid."""
         wave = self.codec.decode_step(state.decoder, frame.tokens[:, 1:, None], frame.valid)
-        wave = torch.where(frame.valid[:, None, None], wave.float(), 0)
-        return DuplexFrame(wave, frame.tokens[:, 0], frame.valid, frame.gate)
+        return torch.where(frame.valid[:, None, None], wave.float(), 0)

@@ -17,8 +17,6 @@ from moshivis.speech_lm.tokenizer import PADDING
 
 MID_STREAM = 0.3  # share of spoken samples that start in the middle of a conversation
 EXTRA_FRAMES = 64  # frames by which a conversation is longer than the sample cut from it
-DEAF_TO_ITSELF = 0.5  # share of spoken samples in which the assistant's own audio is not fed back
-SILENT_DEPTH_SHARE = 0.12  # frames of the assistant's silence that train the depth transformer
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,7 @@ class Batch:
 
 
 def spoken_batch(samples: list[Sample], config: SpeechLMConfig, frames: int, rng: random.Random) -> Batch:
-    """Samples of frames + EXTRA_FRAMES frames, each cut to `frames`: most from the start, some from the middle.
-
-    Synthetic speech tells from its first sounds which recording it is. In half of the samples the model does not hear
-    its own voice, so that it must find its words in what the user says.
-    """
+    """Samples of frames + EXTRA_FRAMES frames, each cut to `frames`: most from the start, some from the middle."""
     starts = [rng.randint(1, EXTRA_FRAMES) if rng.random() < MID_STREAM else 0 for _ in samples]
     whole = _stack(samples, config)
     index = torch.tensor(starts)[:, None] + torch.arange(frames)
@@ -48,12 +42,7 @@ def spoken_batch(samples: list[Sample], config: SpeechLMConfig, frames: int, rng
         where = index if x.ndim == 2 else index[:, None].expand(-1, x.shape[1], -1)
         return x.gather(-1, where)
 
-    parts = {name: cut(value) for name, value in vars(whole).items()}
-    silent = torch.from_numpy(np.random.default_rng(rng.getrandbits(32)).random(parts["depth"].shape))
-    deaf = torch.tensor([rng.random() < DEAF_TO_ITSELF for _ in samples])
-    parts["inputs"][deaf, 1 : 1 + config.own_codebooks] = ZERO_TOKEN
-    parts["depth"] = (parts["depth"] | (silent < SILENT_DEPTH_SHARE)) & ~deaf[:, None]
-    return Batch(**parts)
+    return Batch(**{name: cut(value) for name, value in vars(whole).items()})
 
 
 def written_batch(samples: list[Sample], config: SpeechLMConfig) -> Batch:
@@ -72,7 +61,7 @@ def _stack(samples: list[Sample], config: SpeechLMConfig) -> Batch:
     audio = apply_delays(codes, config)[:, 1 : 1 + config.own_codebooks]
     audio = torch.where((audio >= 0) & (audio < config.audio_card), audio, IGNORE)
     heard = stack(lambda s: s.heard)
-    return Batch(inputs, text, stack(lambda s: s.weight), audio, stack(lambda s: s.speaking), heard)
+    return Batch(inputs, text, stack(lambda s: s.weight), audio, stack(lambda s: s.audible), heard)
 
 
 def heard_weight(heard: Tensor) -> Tensor:

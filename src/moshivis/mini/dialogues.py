@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moshivis.mini import grammar
+from moshivis.mini.clips import Clip
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn
 from moshivis.mini.scenes import Scene, said_scene, sample_scene
@@ -26,9 +27,12 @@ FRAME_SECONDS = 0.08
 IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
 HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
-# Frames by which the assistant's words precede their sound. Without them the text stream would have its own speech to
-# read from: in training it copies the recorded answer instead of finding one, and in a conversation it finds none.
-TEXT_LEAD = 3
+TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
+# Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
+# reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
+# either how to say an answer, or which one: then its own channel holds a recording of another answer.
+SPEAKING_TURNS = 0.4
+SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Sample:
     user: np.ndarray  # [K, T]
     heard: np.ndarray  # [T] user words where they have been heard, for the auxiliary loss
     weight: np.ndarray  # [T] weight of the text target
-    speaking: np.ndarray  # [T] bool, the assistant's audio is not silence
+    audible: np.ndarray  # [T] bool, frames whose own audio is a target
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,15 @@ class Spoken:
         self.codes, self.tokenizer = codes, tokenizer
         self.frames, self.levels, self.padding_weight = frames, num_codebooks, padding_weight
         self.answers: dict[str, int] = {}
+        self.similar: dict[str, list[int]] = defaultdict(list)  # the assistant's clips by their opening
         self.greetings: list[int] = []
         self.phrases: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, "there" | "and")
         self.questions: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, family)
         self.whole: dict[str, list[int]] = defaultdict(list)
         self.queries: dict[int, Query] = {}
         for i, clip in enumerate(codes.clips.clips):
+            if clip.role == "assistant":
+                self.similar[_opening(clip)].append(i)
             if clip.kind == "greeting":
                 self.greetings.append(i)
             elif clip.role == "assistant":
@@ -155,6 +162,15 @@ class Spoken:
         clips = [self.answers.get(text) for text in texts]
         return None if None in clips else _Reply(turn.answer, [clip for clip in clips if clip is not None])
 
+    def other(self, index: int, rng: random.Random) -> int:
+        """A clip of the assistant that begins like clip `index` but, unless there is none such, goes on differently."""
+        clips = self.codes.clips.clips
+        return rng.choice([i for i in self.similar[_opening(clips[index])] if i != index] or range(len(clips)))
+
+
+def _opening(clip: Clip) -> str:
+    return " ".join([clip.kind, *clip.text.split()[:2]])
+
 
 class _Timeline:
     """Two channels being filled with clips, from left to right."""
@@ -168,22 +184,26 @@ class _Timeline:
         self.users = _tile(room, self.frames, rng.randrange(64))
         self.text = np.full(self.frames, PADDING)
         self.heard = np.full(self.frames, PADDING)
-        self.speaking = np.zeros(self.frames, bool)
+        self.graded = np.ones(self.frames, bool)  # the text is a target
+        self.audible = np.array([rng.random() < SILENCE_SHARE for _ in range(self.frames)])
         self.end = 0  # first frame after everything said so far
         self.user_end = 0
         self.cursor = 0  # first frame of the text stream that is still free
 
     def assistant(self, reply: _Reply, at: int) -> None:
-        words = iter(reply.text.split())
+        begin, words = at, iter(reply.text.split())
+        teaches_to_speak = self.rng.random() < SPEAKING_TURNS
         for index in reply.clips:
-            clip = self.spoken.codes.clips.clips[index]
-            codes = self.spoken.codes[index][: self.spoken.levels]
-            self._put(self.own, codes, at + TEXT_LEAD)
-            self.speaking[at + TEXT_LEAD : at + TEXT_LEAD + codes.shape[1]] = True
-            for spoken in clip.words:
+            frames = self.spoken.codes[index].shape[1]
+            heard = index if teaches_to_speak else self.spoken.other(index, self.rng)
+            self._put(self.own, self.spoken.codes[heard][: self.spoken.levels, :frames], at + TEXT_LEAD)
+            self.audible[at + TEXT_LEAD : at + TEXT_LEAD + frames] = teaches_to_speak
+            for spoken in self.spoken.codes.clips.clips[index].words:
                 self._write(next(words), at + int(spoken.start / FRAME_SECONDS))
-            at += codes.shape[1] - TAIL_FRAMES
+            at += frames - TAIL_FRAMES
         self.end = at + TEXT_LEAD
+        if teaches_to_speak:
+            self.graded[max(0, begin - 1) : max(at, self.cursor)] = False
 
     def user(self, clips: list[int], at: int) -> None:
         for index in clips:
@@ -216,8 +236,8 @@ class _Timeline:
         channel[:, at : at + count] = codes[:, :count]
 
     def sample(self) -> Sample:
-        weight = np.where(self.text == PADDING, self.spoken.padding_weight, 1.0).astype(np.float32)
-        return Sample(self.text, self.own, self.users, self.heard, weight, self.speaking)
+        weight = np.where(self.text == PADDING, self.spoken.padding_weight, 1.0) * self.graded
+        return Sample(self.text, self.own, self.users, self.heard, weight.astype(np.float32), self.audible)
 
 
 def _tile(codes: np.ndarray, frames: int, start: int) -> np.ndarray:

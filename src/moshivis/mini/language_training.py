@@ -32,9 +32,9 @@ from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 from moshivis.vision import ImageProjection
 
-LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 5000, 1e-3, 150
+LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 6000, 6e-4, 300
 SPOKEN_ROWS, WRITTEN_ROWS = 16, 24  # of a pretraining step, over all workers
-ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 2000, 2e-3, 50
+ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 3000, 2e-3, 50
 ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 16, 16  # p_audio = a half
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
 HEARD_LAYER = 2  # block whose output is asked for the user's words
@@ -123,6 +123,7 @@ def _language_worker(
     stage = Stage(folder, device, leader=rank == 0)
     torch.manual_seed(0)
     learner = Learner(config, sees=False).to(device)
+    parallel.compile_for_training(learner.lm.backbone, LANGUAGE_STEPS)
     optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     spoken, written = sources.open()
 
@@ -183,6 +184,7 @@ def _adapter_worker(
     learner = Learner(config, sees=True).to(device)
     learner.lm.load_state_dict(load_file(language))
     learner.requires_grad_(False)
+    parallel.compile_for_training(learner.lm.backbone, ADAPTER_STEPS)
     trained = nn.ModuleDict({"projection": learner.projection, "adapters": learner.adapters}).requires_grad_(True)
     optimiser = torch.optim.AdamW(trained.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.02, fused=True)
     spoken, written = sources.open()
@@ -243,6 +245,7 @@ def _learn(
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # shapes of its own
 def _accuracies(learner: Learner, batches: list[Batch], images: list[Tensor | None]) -> dict[str, float]:
     """Share of the assistant's text tokens that are predicted, and of its sentences that are predicted throughout."""
     device = learner.heard.weight.device

@@ -6,6 +6,7 @@ skipped when tokens are shown (reference facts, model.md section 2).
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,3 +47,24 @@ class TextTokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of a sequence of ids, special ids skipped."""
         return "".join(map(self.piece, tokens)).strip()
+
+    def byte(self, token: int) -> bytes | None:
+        """The byte that a byte-fallback id stands for; None for all other ids."""
+        return bytes([int(self._processor.id_to_piece(token)[1:-1], 16)]) if self._processor.is_byte(token) else None
+
+
+class TextStream:
+    """The text of a stream of ids as it grows. A character that is spelt in several bytes appears with its last one."""
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """What `token` adds to the text: '' for special ids, a leading space where a word begins."""
+        if token in SPECIAL:
+            return ""
+        byte = self._tokenizer.byte(token)
+        if byte is not None:
+            return self._bytes.decode(byte)
+        return self._bytes.decode(b"", final=True) + self._tokenizer.piece(token)
