@@ -67,16 +67,18 @@ def test_spoken_dialogue_holds_the_clips_where_it_says(codes: ClipCodes, tokeniz
     assert text.startswith(grammar.GREETINGS[0])
     replies = {clip.text for clip in codes.clips.clips if clip.kind == "answer"}
     assert any(reply in text for reply in replies)
-    # the assistant's words stand a little before the time in which it speaks them
+    # the assistant's words stand a little before the time in which a turn that teaches to speak speaks them
     words = np.flatnonzero(~np.isin(sample.text, list(SPECIAL)))
     words = words[words + TEXT_LEAD < len(sample.text)]
-    assert sample.speaking[words + TEXT_LEAD].all() and not sample.speaking[words[0]]
-    assert 0.05 < sample.speaking.mean() < 0.8
-    # and what it says there is exactly a clip
-    starts = np.flatnonzero(np.diff(sample.speaking.astype(int), prepend=0) == 1)
+    speaks = sample.weight[words] == 0
+    assert 0 < speaks.sum() < len(words)
+    assert sample.audible[words[speaks] + TEXT_LEAD].all()
+    assert sample.audible[words[~speaks] + TEXT_LEAD].mean() < 0.1
+    # what the assistant hears of itself begins as one of its clips: of the words, or of others
     clips = [codes[i][:CODEBOOKS] for i, clip in enumerate(codes.clips.clips) if clip.role == "assistant"]
-    for start in starts[:-1]:
-        assert any(np.array_equal(sample.own[:, start : start + 8], clip[:, :8]) for clip in clips)
+    for begin in words[np.flatnonzero(np.diff(words, prepend=-99) > 8)][:-1]:
+        near = range(max(0, begin - 6), begin + TEXT_LEAD + 1)
+        assert any(np.array_equal(sample.own[:, i : i + 8], clip[:, :8]) for i in near for clip in clips)
     heard = {tokenizer.piece(i).strip() for i in sample.heard if i not in SPECIAL}
     asked = {
         word for clip in codes.clips.clips if clip.kind == "question" for word in grammar.normalise(clip.text).split()
@@ -95,9 +97,9 @@ def test_spoken_batch_predicts_what_is_said_next(codes: ClipCodes, tokenizer: Te
     # own streams: the input of a step is the target of the step before
     assert torch.equal(batch.inputs[:, 0, 1:], batch.text[:, :-1])
     own = batch.inputs[:, 1 : 1 + CODEBOOKS]
-    deaf = (own == -1).flatten(1).all(1)
-    assert 0 < deaf.sum() < len(deaf) and not batch.depth[deaf].any()
-    said = (batch.audio[..., :-1] >= 0) & ~deaf[:, None, None]
+    said = batch.audio[..., :-1] >= 0
+    graded = (batch.text_weight == 1) & (batch.text != PADDING)
+    assert 0.1 < batch.depth.float().mean() < 0.9 and batch.depth[graded].float().mean() < 0.2
     assert torch.equal(own[..., 1:][said], batch.audio[..., :-1][said])
     # the user's semantic code of a frame is there at that frame
     whole = [s for s in samples if np.array_equal(s.text[:frames], batch.text[0])]

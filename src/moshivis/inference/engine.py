@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,19 @@ class EngineStats:
     frames: int  # of all conversations
     dropped: int  # the users' frames that came faster than time passes
     recent: tuple[Tick, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Counters and milliseconds of the latest ticks."""
+        ms = np.array([tick.seconds for tick in self.recent]) * 1e3
+        p50, p99 = (None, None) if not len(ms) else (round(float(np.percentile(ms, p)), 3) for p in (50, 99))
+        return {
+            "count": self.ticks,
+            "missed": self.missed,
+            "frames": self.frames,
+            "dropped": self.dropped,
+            "p50_ms": p50,
+            "p99_ms": p99,
+        }
 
 
 class Engine:

@@ -20,7 +20,7 @@ from moshivis.config import ModelConfig
 from moshivis.evaluation.recogniser import WIDTH as TEACHER_WIDTH
 from moshivis.evaluation.recogniser import Recogniser
 from moshivis.mini.card import CARD
-from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, plan
+from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, listener_plan, plan
 from moshivis.mini.codec_training import train_codec, train_voice
 from moshivis.mini.codes import encode_clips
 from moshivis.mini.language_training import Sources, train_adapters, train_language
@@ -37,7 +37,7 @@ from moshivis.vision import VisionEncoder
 
 NUM_PICTURES = 20000
 SAMPLING = {"text_temperature": 0.0, "audio_temperature": 0.6, "audio_top_k": 50}
-RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 5500, 128
+RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 6000, 160
 
 
 class Build:
@@ -67,11 +67,15 @@ class Build:
 
     def recogniser(self) -> Recogniser:
         return train_recogniser(
-            self.stage("recogniser"), self.clips(), ("assistant", "user"), TEACHER_WIDTH, RECOGNISER_STEPS
+            self.stage("recogniser"), [self.clips()], ("assistant", "user"), TEACHER_WIDTH, RECOGNISER_STEPS
         )
 
     def listener(self) -> Recogniser:
-        return train_recogniser(self.stage("listener"), self.clips(), ("assistant",), LISTENER_WIDTH, LISTENER_STEPS)
+        stage, folder = self.stage("listener"), self.out / "clips" / "listener"
+        if not stage.done:
+            build_clips(listener_plan(), folder, self.workers)
+        stores = [self.clips(), ClipStore(folder)]
+        return train_recogniser(stage, stores, ("assistant",), LISTENER_WIDTH, LISTENER_STEPS)
 
     def codec(self) -> Mimi:
         return train_codec(self.stage("codec"), CODEC, self.clips(), self.recogniser)

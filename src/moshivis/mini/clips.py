@@ -41,6 +41,7 @@ from moshivis.mini.voices import ASSISTANT_VOICE, HELD_OUT_VOICE, SAMPLE_RATE, U
 SHARD_CLIPS = 200
 _NUM_THERE, _NUM_AND, _NUM_QUESTIONS, _NUM_WHOLE = 220, 220, 750, 40  # a voice
 _NUM_HELD_OUT = 300
+_NUM_LISTENER = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,8 @@ class PlannedShard:
 class Clip:
     """A spoken clip: where its samples lie, what is said when (seconds), by whom, and what it means.
 
-    `kind` is there, and, question or whole (user); answer, greeting, describe_first, describe_middle or describe_last
-    (assistant).
+    `kind` is there, and, question or whole (user); answer, greeting, describe_first, describe_middle, describe_last
+    or listener (assistant).
     """
 
     shard: int
@@ -166,6 +167,32 @@ def held_out_plan(seed: int = 0, count: int = _NUM_HELD_OUT) -> list[PlannedShar
     return [
         PlannedShard(index=index, voice=voice, seed=seed * 100_003 + 50_000 + index, clips=chunk)
         for index, (voice, chunk) in enumerate(_chunks(HELD_OUT_VOICE, _shuffled(clips, rng)))
+    ]
+
+
+def listener_plan(seed: int = 0, count: int = _NUM_LISTENER) -> list[PlannedShard]:
+    """More of the assistant's original voice, for the listener alone: many of its words stand in one answer only.
+
+    Every other sentence is two answers, the rest is words in any order; each takes up the words in turn.
+    """
+    rng = random.Random(f"{seed}-listener")
+    answers = [*grammar.all_answers(), *grammar.GREETINGS]
+    using: dict[str, list[str]] = {}
+    for answer in answers:
+        for word in grammar.normalise(answer).split():
+            using.setdefault(word, []).append(answer)
+    texts: list[str] = []
+    while len(texts) < count:
+        for number, word in enumerate(rng.sample(sorted(using), len(using))):
+            if number % 2:
+                texts.append(" ".join(rng.sample([rng.choice(using[word]), rng.choice(answers)], 2)))
+            else:
+                words = [word, *rng.choices(sorted(using), k=rng.randint(2, 5))]
+                texts.append(" ".join(rng.sample(words, len(words))).capitalize() + ".")
+    clips = [PlannedClip(text=text, kind="listener") for text in texts[:count]]
+    return [
+        PlannedShard(index=index, voice=voice, seed=seed * 100_003 + 70_000 + index, clips=chunk)
+        for index, (voice, chunk) in enumerate(_chunks(ASSISTANT_VOICE, clips))
     ]
 
 

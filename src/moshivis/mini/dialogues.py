@@ -27,11 +27,14 @@ FRAME_SECONDS = 0.08
 IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
 HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
+# Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
+# about several times: finding the right one of two objects is what takes longest to learn.
+TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.2
 TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
 # either how to say an answer, or which one: then its own channel holds a recording of another answer.
-SPEAKING_TURNS = 0.4
+SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn to speak, only not to disturb it
 SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
 
 
@@ -89,15 +92,43 @@ class Spoken:
         self.voices = sorted({voice for voice, _ in self.questions})
 
     def without_picture(self, rng: random.Random) -> Sample:
-        """Pretraining: told scenes, bare questions about a scene nobody told, knowledge, small talk, repeating."""
-        return self._conversation(rng, lambda voice: self._turn_without_picture(voice, rng))
+        """Pretraining: scenes that the user tells and asks about, scenes that nobody told, knowledge, small talk."""
+        told = rng.random() < TOLD_SHARE
+        scene = None if told else sample_scene(rng)
+
+        def next_turn(voice: str) -> _Turn | None:
+            nonlocal scene
+            if rng.random() < SCENELESS_SHARE:
+                return self._question(voice, rng.choice(SCENELESS_FAMILIES), Scene(()), rng)
+            if told and self.whole[voice] and rng.random() < 0.08:
+                clip = rng.choice(self.whole[voice])
+                reply = self._reply(grammar.answer(self.queries[clip], self.codes.clips.clips[clip].scene))
+                if reply is None:
+                    return None
+                scene = self.codes.clips.clips[clip].scene
+                return [clip], reply
+            telling: list[int] = []
+            about = scene
+            if told and (scene is None or rng.random() < RETOLD_SHARE):
+                telling, about = self._told(voice, rng)
+            found = None if about is None else self._question(voice, rng.choice(SCENE_FAMILIES), about, rng)
+            if found is None:
+                return None
+            scene = about
+            return telling + found[0], found[1]
+
+        return self._conversation(rng, next_turn)
 
     def with_picture(self, scene: Scene, rng: random.Random, families: tuple[str, ...]) -> Sample:
         """Every question is about `scene`, or of a family that needs none."""
-        return self._conversation(rng, lambda voice: self._question(voice, rng.choice(families), scene, rng))
+        return self._conversation(
+            rng, lambda voice: self._question(voice, rng.choice(families), scene, rng), SPEAKING_TURNS_WITH_PICTURE
+        )
 
-    def _conversation(self, rng: random.Random, next_turn: Callable[[str], _Turn | None]) -> Sample:
-        line = _Timeline(self, rng)
+    def _conversation(
+        self, rng: random.Random, next_turn: Callable[[str], _Turn | None], speaking: float = SPEAKING_TURNS
+    ) -> Sample:
+        line = _Timeline(self, rng, speaking)
         greeting = rng.choice(self.greetings)
         line.assistant(_Reply(self.codes.clips.clips[greeting].text, [greeting]), rng.randint(1, 5))
         voice = rng.choice(self.voices)
@@ -112,29 +143,14 @@ class Spoken:
                 line.end += rng.randint(10, 40)
         return line.sample()
 
-    def _turn_without_picture(self, voice: str, rng: random.Random) -> _Turn | None:
-        draw = rng.random()
-        if draw < 0.62:
-            told = self._told(voice, rng)
-            found = self._question(voice, rng.choice(SCENE_FAMILIES), told[1], rng) if told else None
-            return (told[0] + found[0], found[1]) if told and found else None
-        if draw < 0.67 and self.whole[voice]:
-            clip = rng.choice(self.whole[voice])
-            turn = grammar.answer(self.queries[clip], self.codes.clips.clips[clip].scene)
-            reply = self._reply(turn)
-            return ([clip], reply) if reply else None
-        if draw < 0.82:
-            return self._question(voice, rng.choice(SCENE_FAMILIES), sample_scene(rng), rng)
-        return self._question(voice, rng.choice(SCENELESS_FAMILIES), sample_scene(rng), rng)
-
-    def _told(self, voice: str, rng: random.Random) -> tuple[list[int], Scene] | None:
-        """Phrase clips that tell a scene of one to three objects, and that scene."""
+    def _told(self, voice: str, rng: random.Random) -> tuple[list[int], Scene | None]:
+        """Phrase clips that tell a scene of one to three objects, and that scene; None if they contradict."""
         count = rng.choice((1, 2, 2, 2, 3))
         clips = [rng.choice(self.phrases[voice, "there" if i == 0 else "and"]) for i in range(count)]
         objects = tuple(self.codes.clips.clips[i].object for i in clips)
         places = [thing.place for thing in objects if thing.place]
         if len(set(places)) < len(places) or len({(t.shape, t.colour) for t in objects}) < count:
-            return None
+            return [], None
         return clips, Scene(objects)
 
     def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> _Turn | None:
@@ -175,8 +191,9 @@ def _opening(clip: Clip) -> str:
 class _Timeline:
     """Two channels being filled with clips, from left to right."""
 
-    def __init__(self, spoken: Spoken, rng: random.Random):
+    def __init__(self, spoken: Spoken, rng: random.Random, speaking: float):
         self.spoken, self.rng = spoken, rng
+        self.speaking_turns = speaking
         self.frames, levels = spoken.frames, spoken.levels
         silence, rooms = spoken.codes.silence[:levels], spoken.codes.backgrounds[:, :levels]
         room = rooms[0] if rng.random() < 0.4 else rooms[rng.randrange(len(rooms))]
@@ -192,7 +209,7 @@ class _Timeline:
 
     def assistant(self, reply: _Reply, at: int) -> None:
         begin, words = at, iter(reply.text.split())
-        teaches_to_speak = self.rng.random() < SPEAKING_TURNS
+        teaches_to_speak = self.rng.random() < self.speaking_turns
         for index in reply.clips:
             frames = self.spoken.codes[index].shape[1]
             heard = index if teaches_to_speak else self.spoken.other(index, self.rng)
@@ -258,18 +275,23 @@ class Written:
         return self._conversation(rng, self._turns_with_picture(scene, rng, families))
 
     def _turns_without_picture(self, rng: random.Random) -> Iterator[tuple[str, Turn]]:
+        told = rng.random() < TOLD_SHARE
+        scene = None if told else sample_scene(rng)
         while True:
-            draw = rng.random()
-            told, family = "", rng.choice(SCENE_FAMILIES)
-            scene = sample_scene(rng, rng.choice((1, 2, 2, 2, 3)))
-            if draw < 0.7:
-                scene = said_scene(scene, rng)
-                told = ", ".join(grammar.scene_phrases(scene, rng)) + ". "
-            elif draw > 0.82:
-                family = rng.choice(SCENELESS_FAMILIES)
-            turn = _ask(scene, family, rng)
+            if rng.random() < SCENELESS_SHARE:
+                turn = _ask(Scene(()), rng.choice(SCENELESS_FAMILIES), rng)
+                if turn is not None:
+                    yield "", turn
+                continue
+            telling, about = "", scene
+            if told and (scene is None or rng.random() < RETOLD_SHARE):
+                about = said_scene(sample_scene(rng, rng.choice((1, 2, 2, 2, 3))), rng)
+                telling = ", ".join(grammar.scene_phrases(about, rng)) + ". "
+            assert about is not None
+            turn = _ask(about, rng.choice(SCENE_FAMILIES), rng)
             if turn is not None:
-                yield told, turn
+                scene = about
+                yield telling, turn
 
     def _turns_with_picture(
         self, scene: Scene, rng: random.Random, families: tuple[str, ...]

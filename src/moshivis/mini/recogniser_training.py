@@ -7,6 +7,7 @@ only and measures the speech that the model produces; it has no part in training
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,11 +22,16 @@ from moshivis.mini.grammar import normalise, vocabulary
 from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
 
 BATCH = 12
-SENTENCES = ("question", "whole", "answer", "greeting")
+SENTENCES = ("question", "whole", "answer", "greeting", "listener")
 
 
-def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], width: int, steps: int) -> Recogniser:
-    """Train (or resume, or just load) a recogniser of the speech of `roles` in `stage`."""
+def train_recogniser(
+    stage: Stage, stores: Sequence[ClipStore], roles: tuple[str, ...], width: int, steps: int
+) -> Recogniser:
+    """Train (or resume, or just load) a recogniser of the speech of `roles` in `stage`.
+
+    A fiftieth of the first store is held out, to measure it.
+    """
     torch.manual_seed(len(roles))
     model = Recogniser(RecogniserConfig(words=tuple(sorted(vocabulary())), width=width)).to(stage.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
@@ -34,12 +40,12 @@ def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], wid
         stage.restore(parts)
         return model.cpu().eval()
     index = {word: i + 1 for i, word in enumerate(model.config.words)}
-    chosen = [i for i, clip in enumerate(clips.clips) if clip.role in roles]
-    held_out = chosen[::50]
-    training = sorted({*chosen} - {*held_out})
+    chosen = [[(store, i) for i, clip in enumerate(store.clips) if clip.role in roles] for store in stores]
+    held_out = chosen[0][::50]
+    training = [place for n, place in enumerate(chosen[0]) if n % 50] + sum(chosen[1:], [])
     # three sentences to a phrase: there are more phrases, but they are alike
-    sentences = [i for i in training if clips.clips[i].kind in SENTENCES]
-    phrases = [i for i in training if clips.clips[i].kind not in SENTENCES]
+    sentences = [(store, i) for store, i in training if store.clips[i].kind in SENTENCES]
+    phrases = [(store, i) for store, i in training if store.clips[i].kind not in SENTENCES]
 
     def one_step(step: int) -> dict[str, float]:
         model.train()
@@ -47,11 +53,11 @@ def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], wid
         rng = random.Random(step)
         # clips of like length share a batch, so that little of it is padding
         drawn = rng.sample(sentences, 3 * BATCH) + rng.sample(phrases, BATCH)
-        rows = sorted(drawn, key=lambda i: clips.clips[i].samples)
+        rows = sorted(drawn, key=lambda place: place[0].clips[place[1]].samples)
         start = rng.randrange(3 * BATCH)
         rows = rows[start : start + BATCH]
-        waves = [_noisy(clips, i, rng) for i in rows]
-        targets = [[index[w] for w in normalise(clips.clips[i].text).split()] for i in rows]
+        waves = [_noisy(store.audio(i), rng) for store, i in rows]
+        targets = [[index[w] for w in normalise(store.clips[i].text).split()] for store, i in rows]
         length = max(map(len, waves))
         length += -length % (4 * HOP)
         batch = torch.stack([F.pad(torch.from_numpy(w), (0, length - len(w))) for w in waves])
@@ -75,9 +81,9 @@ def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], wid
         model.eval()
         result = {}
         for role in roles:
-            rows = [i for i in held_out if clips.clips[i].role == role][:limit]
-            references = [normalise(clips.clips[i].text).split() for i in rows]
-            heard = [model.transcribe(torch.from_numpy(clips.audio(i)).to(stage.device)) for i in rows]
+            rows = [(store, i) for store, i in held_out if store.clips[i].role == role][:limit]
+            references = [normalise(store.clips[i].text).split() for store, i in rows]
+            heard = [model.transcribe(torch.from_numpy(store.audio(i)).to(stage.device)) for store, i in rows]
             result[f"wer_{role}"] = word_error_rate(references, heard)
         return result
 
@@ -89,6 +95,5 @@ def train_recogniser(stage: Stage, clips: ClipStore, roles: tuple[str, ...], wid
     return model
 
 
-def _noisy(clips: ClipStore, index: int, rng: random.Random) -> np.ndarray:
-    audio = clips.audio(index)
+def _noisy(audio: np.ndarray, rng: random.Random) -> np.ndarray:
     return augment(audio, np.random.default_rng(rng.getrandbits(32))) if rng.random() < 0.5 else audio
