@@ -41,7 +41,7 @@ from moshivis.mini.voices import ASSISTANT_VOICE, HELD_OUT_VOICE, SAMPLE_RATE, U
 SHARD_CLIPS = 200
 _NUM_THERE, _NUM_AND, _NUM_QUESTIONS, _NUM_WHOLE = 220, 220, 750, 40  # a voice
 _NUM_HELD_OUT = 300
-_NUM_LISTENER = 4000
+_NUM_LISTENER = 2000
 
 
 @dataclass(frozen=True, kw_only=True)

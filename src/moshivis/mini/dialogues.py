@@ -68,7 +68,8 @@ class Spoken:
         self.codes, self.tokenizer = codes, tokenizer
         self.frames, self.levels, self.padding_weight = frames, num_codebooks, padding_weight
         self.answers: dict[str, int] = {}
-        self.similar: dict[str, list[int]] = defaultdict(list)  # the assistant's clips by their opening
+        self.said: list[int] = []  # all of the assistant's clips
+        self.similar: dict[str, list[int]] = defaultdict(list)  # the same by their opening
         self.greetings: list[int] = []
         self.phrases: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, "there" | "and")
         self.questions: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, family)
@@ -76,6 +77,7 @@ class Spoken:
         self.queries: dict[int, Query] = {}
         for i, clip in enumerate(codes.clips.clips):
             if clip.role == "assistant":
+                self.said.append(i)
                 self.similar[_opening(clip)].append(i)
             if clip.kind == "greeting":
                 self.greetings.append(i)
@@ -179,9 +181,11 @@ class Spoken:
         return None if None in clips else _Reply(turn.answer, [clip for clip in clips if clip is not None])
 
     def other(self, index: int, rng: random.Random) -> int:
-        """A clip of the assistant that begins like clip `index` but, unless there is none such, goes on differently."""
-        clips = self.codes.clips.clips
-        return rng.choice([i for i in self.similar[_opening(clips[index])] if i != index] or range(len(clips)))
+        """Another of the assistant's clips: one that begins like clip `index`, if there is one."""
+        alike = self.similar[_opening(self.codes.clips.clips[index])]
+        while (other := rng.choice(alike if len(alike) > 1 else self.said)) == index:
+            pass
+        return other
 
 
 def _opening(clip: Clip) -> str:

@@ -32,8 +32,8 @@ from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 from moshivis.vision import ImageProjection
 
-LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 6000, 6e-4, 300
-SPOKEN_ROWS, WRITTEN_ROWS = 16, 24  # of a pretraining step, over all workers
+LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 6000, 1e-3, 300
+SPOKEN_ROWS, WRITTEN_ROWS = 16, 40  # of a pretraining step, over all workers
 ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 4000, 2e-3, 50
 ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 16, 20  # p_audio = 0.44
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
