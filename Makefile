@@ -1,4 +1,5 @@
-# make run    answer the bundled spoken question about the bundled picture; writes answer.wav
+# make run    start the server with the embedded model and open its page: talk about a picture
+# make answer answer the bundled spoken question about the bundled picture; writes answer.wav
 # make test   ruff, mypy and pytest
 # make lint   ruff and mypy only
 # make clean  forget the environment and the caches
@@ -10,9 +11,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint clean
+.PHONY: run answer test lint clean
 
 run: $(VENV)/.installed
+	$(BIN)/moshivis serve --open
+
+answer: $(VENV)/.installed
 	$(BIN)/moshivis talk --example --out answer.wav
 
 test: lint
@@ -41,9 +45,9 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
-	$(PIP) --editable .
+	$(PIP) --editable '.[serve]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
-	$(PIP) --editable '.[dev,eval]'
+	$(PIP) --editable '.[dev,eval,serve]'
 	@touch $@ $(VENV)/.installed

@@ -26,6 +26,8 @@ from moshivis.config import (
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 
+pytest_plugins = ["serve_support"]  # the fixtures `mini` and `running_server`
+
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> TextTokenizer:

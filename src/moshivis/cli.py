@@ -31,9 +31,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"moshivis {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_talk(verbs.add_parser("talk", help="ask questions about a picture, by voice or in writing"))
+    _add_serve(verbs.add_parser("serve", help="a web page to talk on, and the protocols of other clients"))
+    _add_chat(verbs.add_parser("chat", help="talk with a server from the terminal"))
     _add_conform(verbs.add_parser("conform", help="compare the numbers of the model with recorded ones"))
     bench = verbs.add_parser("bench", help="measure speed").add_subparsers(dest="what", required=True, metavar="WHAT")
     _add_bench_step(bench.add_parser("step", help="one 80 ms frame, part by part"))
+    _add_bench_codec(bench.add_parser("codec", help="the streaming codec, beside other programs"))
+    _add_bench_serve(bench.add_parser("serve", help="how many conversations at once a server carries"))
     return parser
 
 
@@ -76,6 +80,79 @@ def _add_talk(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_talk)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Serve many conversations at once: a web page at /, the protocols of Moshi and MoshiVis clients at /api/chat, "
+        "and those of the OpenAI SDK at /v1. Prints the address to open. Ctrl-C ends it."
+    )
+    _add_model(parser, "mini")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16")
+    parser.add_argument("--threads", metavar="N", type=_some, help="of the CPU, for the model")
+    where = parser.add_argument_group("where")
+    where.add_argument("--host", default="localhost", help="0.0.0.0 for all addresses (default: localhost)")
+    where.add_argument("--port", type=_count, default=8998, help="0 takes a free one (default: 8998)")
+    where.add_argument("--open", action="store_true", help="open the page in a browser")
+    where.add_argument("--no-page", action="store_true", help="the protocols only")
+    tls = where.add_mutually_exclusive_group()
+    tls.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"), help="files in PEM form")
+    tls.add_argument(
+        "--tls-self-signed",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="a certificate that is made once and kept; browsers ask before they trust it",
+    )
+    who = parser.add_argument_group("who and how much")
+    who.add_argument("--sessions", metavar="N", type=_some, default=4, help="conversations at once (default: 4)")
+    who.add_argument("--queue", metavar="N", type=_count, default=50, help="callers who may wait (default: 50)")
+    who.add_argument("--token", help="what a client must know; better given in the environment, as MOSHIVIS_TOKEN")
+    who.add_argument(
+        "--origin",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="a web page's origin that may use the server beside its own, as https://example.org; repeatable",
+    )
+    who.add_argument(
+        "--session-seconds", metavar="S", type=_positive, default=3600, help="longest conversation (default: 3600)"
+    )
+    who.add_argument(
+        "--idle-seconds",
+        metavar="S",
+        type=_positive,
+        default=60,
+        help="a client silent for so long is cut (default: 60)",
+    )
+    parser.set_defaults(run=_serve)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Talk with a server that moshivis serve has started, by microphone and loudspeaker (with the package "
+        "sounddevice; wear headphones), or with questions from files. Ctrl-C ends the conversation."
+    )
+    parser.add_argument("url", metavar="URL", help="the address that moshivis serve prints, or a host")
+    parser.add_argument("--image", metavar="FILE", help="a picture to talk about")
+    parser.add_argument(
+        "--audio", metavar="FILE", action="append", default=[], help="a question, WAV, FLAC, MP3 or OGG; repeatable"
+    )
+    parser.add_argument("--out", metavar="FILE.wav", help="record both voices, user left and assistant right")
+    parser.add_argument("--seconds", metavar="S", type=_positive, help="end after so long")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    server = parser.add_argument_group("the server")
+    server.add_argument("--token", help="if it wants one; better given in the environment, as MOSHIVIS_TOKEN")
+    server.add_argument("--insecure", action="store_true", help="accept any certificate, like one that is self-signed")
+    how = parser.add_argument_group("how to answer (default: as the server likes)")
+    how.add_argument("--seed", metavar="N", type=_seed, help="the same seed and the same sound, the same answer")
+    how.add_argument(
+        "--temperature", metavar="T", type=_not_negative, help="of the speech tokens; 0 takes the likeliest"
+    )
+    how.add_argument("--text-temperature", metavar="T", type=_not_negative, help="of the text tokens")
+    how.add_argument("--top-k", metavar="K", type=_count, help="draw from the K likeliest tokens only")
+    parser.set_defaults(run=_chat)
+
+
 def _add_conform(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="DIR", nargs="+", help="folders that hold cases")
     parser.add_argument("--device", default="cpu")
@@ -93,6 +170,36 @@ def _add_bench_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", metavar="N", type=int, default=100, help="frames measured (default: 100)")
     parser.add_argument("--threads", metavar="N", type=int, help="of the CPU")
     parser.set_defaults(run=_bench_step)
+
+
+def _add_bench_codec(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Stream the codec frame by frame on the CPU, with random weights. Peers run in the same rounds, from an "
+        "environment of their own: python -m venv peers; peers/bin/pip install torch numpy safetensors "
+        "huggingface_hub sentencepiece sphn einops; peers/bin/pip install --no-deps moshi==0.2.13 rustymimi==0.4.1; "
+        "moshivis bench codec --peers --peer-python peers/bin/python"
+    )
+    parser.add_argument("--preset", metavar="NAME", default="moshika-vis", help="moshika-vis (full size) or mini")
+    parser.add_argument("--batch", metavar="N", type=int, default=1, help="conversations at once (default: 1)")
+    parser.add_argument("--frames", metavar="N", type=int, default=100, help="frames measured (default: 100)")
+    parser.add_argument(
+        "--warm-up", metavar="N", type=_count, help="frames before (default: as many as the codec remembers)"
+    )
+    parser.add_argument("--threads", metavar="N", type=int, help="of each contender")
+    parser.add_argument("--peers", action="store_true", help="beside moshi and rustymimi, as far as they are installed")
+    parser.add_argument("--peer-python", metavar="PATH", help="interpreter that finds them (default: this one)")
+    parser.set_defaults(run=_bench_codec)
+
+
+def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sessions", metavar="N[,N…]", default="1,2,4,8", help="conversations at once (default: 1,2,4,8)"
+    )
+    parser.add_argument("--seconds", metavar="S", type=_positive, default=30.0, help="of each run (default: 30)")
+    _add_model(parser, "mini")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", metavar="N", type=int, help="of the CPU, for a tick")
+    parser.set_defaults(run=_bench_serve)
 
 
 def _add_model(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -129,6 +236,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _some(text: str) -> int:
+    value = _count(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be 1 or more, not 0")
+    return value
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**63:
@@ -145,6 +259,18 @@ def _talk(arguments: argparse.Namespace) -> int:
     return run_talk(arguments)
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from moshivis.commands.serve import run_serve
+
+    return run_serve(arguments)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from moshivis.commands.chat import run_chat
+
+    return run_chat(arguments)
+
+
 def _conform(arguments: argparse.Namespace) -> int:
     from moshivis.conform.run import run_conform
 
@@ -155,6 +281,18 @@ def _bench_step(arguments: argparse.Namespace) -> int:
     from moshivis.inference.bench import run_bench_step
 
     return run_bench_step(arguments)
+
+
+def _bench_codec(arguments: argparse.Namespace) -> int:
+    from moshivis.inference.bench_codec import run_bench_codec
+
+    return run_bench_codec(arguments)
+
+
+def _bench_serve(arguments: argparse.Namespace) -> int:
+    from moshivis.serve.bench import run_bench_serve
+
+    return run_bench_serve(arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from moshivis.config import ISTFTDecoderConfig
 from moshivis.layers.conv import CausalConv1d, CausalConvTranspose1d, ConvState, ConvTransposeState
+from moshivis.layers.linear import Linear
 
 
 class ConvNeXtBlock(nn.Module):
@@ -27,8 +28,8 @@ class ConvNeXtBlock(nn.Module):
         width = config.channels
         self.depthwise = CausalConv1d(width, width, config.kernel_size, groups=width)
         self.norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, config.expansion * width)
-        self.contract = nn.Linear(config.expansion * width, width)
+        self.expand = Linear(width, config.expansion * width)
+        self.contract = Linear(config.expansion * width, width)
         self.scale = nn.Parameter(torch.full((width,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class ISTFTDecoder(nn.Module):
         self.upsample = CausalConvTranspose1d(dimension, config.channels, hop_in // config.hop)
         self.blocks = nn.ModuleList(ConvNeXtBlock(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.channels)
-        self.head = nn.Linear(config.channels, config.n_fft + 2)
+        self.head = Linear(config.channels, config.n_fft + 2)
         # Four Hann windows squared add up to 1.5 everywhere. No checkpoint holds the window, so it is computed even
         # while the rest is built on the meta device.
         self.register_buffer("window", torch.hann_window(config.n_fft, device="cpu") / 1.5, persistent=False)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from moshivis.config import QuantizerConfig
+from moshivis.layers.conv import Conv1d
+from moshivis.layers.linear import Laid, blocked, product
 
 USAGE_FLOOR = 1e-5  # keeps unused entries finite
 DECAY = 0.99
@@ -36,6 +38,7 @@ class Codebook(nn.Module):
         self.register_buffer("cluster_usage", torch.ones(bins))
         self.register_buffer("embedding_sum", torch.zeros(bins, dimension))
         self.steps_since_check = 0
+        self._laid = Laid()
 
     @property
     def embedding(self) -> Tensor:
@@ -43,9 +46,22 @@ class Codebook(nn.Module):
         return self.embedding_sum.float() / self.cluster_usage.float().clamp(min=USAGE_FLOOR)[:, None]
 
     def encode(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Nearest entry of each vector: [N, D] -> [N] int64, the first one on a tie."""
-        embedding = self.embedding if embedding is None else embedding
+        """Nearest entry of each vector, or of `embedding`: [N, D] -> [N] int64, the first one on a tie."""
+        if embedding is None:
+            if (laid := self._laid.get(x, (self.embedding_sum, self.cluster_usage), self._lay)) is not None:
+                return product(x, *laid).argmax(dim=-1)
+            embedding = self.embedding
         return torch.cdist(x.float()[None], embedding[None])[0].argmin(dim=-1)
+
+    def _lay(self) -> tuple[Tensor, Tensor]:
+        """Of |x - e|^2 / 2, the entries e and |e|^2 / 2, both negative; |x|^2 / 2 is the same for all entries."""
+        embedding = self.embedding
+        return blocked(embedding), -embedding.square().sum(dim=-1) / 2
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """Entries by their numbers: [...] int64 -> [..., D] float32."""
+        usage = self.cluster_usage[codes].float().clamp(min=USAGE_FLOOR)
+        return self.embedding_sum[codes].float() / usage[..., None]
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
@@ -99,8 +115,8 @@ class ResidualQuantizer(nn.Module):
 
     def __init__(self, latent_dim: int, dimension: int, bins: int, levels: int):
         super().__init__()
-        self.input_proj = nn.Conv1d(latent_dim, dimension, 1, bias=False)
-        self.output_proj = nn.Conv1d(dimension, latent_dim, 1, bias=False)
+        self.input_proj = Conv1d(latent_dim, dimension, 1, bias=False)
+        self.output_proj = Conv1d(dimension, latent_dim, 1, bias=False)
         self.levels = nn.ModuleList(Codebook(dimension, bins) for _ in range(levels))
 
     def _books(self, levels: int) -> list[Codebook]:
@@ -113,16 +129,15 @@ class ResidualQuantizer(nn.Module):
         residual = residual.flatten(0, 1).float()
         codes = []
         for codebook in self._books(levels):
-            embedding = codebook.embedding
-            code = codebook.encode(residual, embedding)
-            residual = residual - embedding[code]
+            code = codebook.encode(residual)
+            residual = residual - codebook.look_up(code)
             codes.append(code.view(frames))
         return torch.stack(codes, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """[B, K, F] -> [B, D, F]."""
         books = self._books(codes.shape[1])
-        total = torch.stack([book.embedding[codes[:, level]] for level, book in enumerate(books)]).sum(0)
+        total = torch.stack([book.look_up(codes[:, level]) for level, book in enumerate(books)]).sum(0)
         return self.output_proj(total.transpose(1, 2).to(self.output_proj.weight.dtype))
 
     def forward(self, latent: Tensor, levels: int, bypass: Tensor | None = None) -> Quantized:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import cast
 
@@ -36,12 +37,14 @@ class CodecTransformerLayer(nn.Module):
         self.layer_scale_2 = nn.Parameter(torch.full((dim,), config.layer_scale))
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.layer_scale_1 * self.self_attn(self.norm1(x), rope=rope, mask=mask)
-        return x + self.layer_scale_2 * self.feed_forward(self.norm2(x))
+        return self._feed(x, self.self_attn(self.norm1(x), rope=rope, mask=mask))
 
     def step(self, state: AttentionState, x: Tensor, view: RingView, rope: Tensor, active: Tensor | None) -> Tensor:
-        x = x + self.layer_scale_1 * self.self_attn.step(state, self.norm1(x), view, rope=rope, active=active)
-        return x + self.layer_scale_2 * self.feed_forward(self.norm2(x))
+        return self._feed(x, self.self_attn.step(state, self.norm1(x), view, rope=rope, active=active))
+
+    def _feed(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = torch.addcmul(x, self.layer_scale_1, attended)
+        return torch.addcmul(x, self.layer_scale_2, self.feed_forward(self.norm2(x)))
 
 
 class CodecTransformer(nn.Module):
@@ -75,6 +78,9 @@ class CodecTransformer(nn.Module):
         view = state.ring.view(x.shape[-1])
         rope = rotation(view.positions, self.head_dim, self.config.max_period)
         y = x.transpose(1, 2)
+        # Attention adds masks to its scores: made once here, not in every layer.
+        bias = torch.zeros(view.visible.shape, dtype=x.dtype, device=x.device)
+        view = dataclasses.replace(view, visible=bias.masked_fill_(~view.visible, -torch.inf))
         for layer, layer_state in zip(self._blocks(), state.layers, strict=True):
             y = layer.step(layer_state, y, view, rope, active)
         state.ring.advance(x.shape[-1], active)

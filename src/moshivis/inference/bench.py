@@ -26,8 +26,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from moshivis.adapters.gated_cross_attention import GatedCrossAttention, ImageKV
-from moshivis.codec.transformer import TransformerState
 from moshivis.errors import InputError
+from moshivis.inference.bench_codec import bytes_read
 from moshivis.inference.conversation import EMBEDDED, load
 from moshivis.inference.generation import Generator
 from moshivis.inference.sampling import Sampling
@@ -130,7 +130,7 @@ def measure_step(model: MoshiVis, *, batch: int = 1, frames: int = 100, seed: in
         codec.decode_step(decoder, frame.tokens[:, 1:, None], frame.valid)
         times.append(clock.intervals([begun, encoded, hidden_done.pop(), generated, clock.mark()]))
     encode, backbone, depth, decode = np.array(times[WARM_UP:]).T
-    read = _bytes_read(model, image, encoder.transformer, state.backbone, decoder.transformer)
+    read = _bytes_read(model, image, state.backbone, batch)
     lm = read[BACKBONE] + read[DEPTH]
     return StepCost(
         parts=(
@@ -181,20 +181,15 @@ def _random_image(model: MoshiVis, adapters: GatedCrossAttention, batch: int, ra
 # bytes --------------------------------------------------------------------------------------------------------------
 
 
-def _bytes_read(
-    model: MoshiVis, image: ImageKV | None, encoder: TransformerState, backbone: Any, decoder: TransformerState
-) -> dict[str, int]:
+def _bytes_read(model: MoshiVis, image: ImageKV | None, backbone: Any, batch: int) -> dict[str, int]:
     """What a frame must read of each part; of embedding tables, that is nothing to speak of."""
-    codec, lm = model.codec, model.speech_lm
-    semantic, acoustic = codec.quantizer.semantic, codec.quantizer.acoustic
-    books = [semantic.levels, acoustic.levels[: lm.config.user_codebooks - 1]]
-    encode = [codec.encoder, codec.encoder_transformer, codec.downsample, semantic.input_proj, acoustic.input_proj]
-    decode = [codec.upsample, codec.decoder_transformer, codec.decoder, semantic.output_proj, acoustic.output_proj]
+    lm = model.speech_lm
+    codec = bytes_read(model.codec, lm.config.user_codebooks, batch)
     return {
-        ENCODE: _weights([*encode, *books]) + _keys(encoder.layers),
+        ENCODE: codec["encode"],
         BACKBONE: _weights([lm.backbone, lm.text_head]) + _keys(backbone.layers) + _adapters(model.adapters, image),
         DEPTH: _weights([lm.depth.input, lm.depth.layers, lm.depth.heads]),
-        DECODE: _weights(decode) + _keys(decoder.layers),
+        DECODE: codec["decode"],
     }
 
 

@@ -36,13 +36,12 @@ from moshivis.codec.quantizer import Codebook
 from moshivis.config import CodecConfig, to_dict
 from moshivis.errors import InputError
 from moshivis.inference import codec_contender
-from moshivis.inference.bench import EMBEDDED, load
+from moshivis.inference.conversation import EMBEDDED, load
 from moshivis.presets import PRESETS
 
 OURS = "moshivis"
 PEERS = ("moshi", "rustymimi")
 TURN = 5  # frames that a contender streams before it is the next one's turn
-INSTALL = "make an environment with: pip install --no-deps moshi==0.2.13 rustymimi==0.4.1 einops; pip install torch"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +52,7 @@ class CodecCost:
     version: str
     encode: NDArray[np.float64]  # [frames] milliseconds
     decode: NDArray[np.float64]
+    processor: NDArray[np.float64]  # milliseconds that all threads computed, whatever else the machine did meanwhile
     codes: NDArray[np.int64]  # [frames, B, K]
     samples: NDArray[np.float32]  # [frames, 16] of the first row's waveform
 
@@ -64,7 +64,7 @@ class CodecCost:
         return float(np.median(getattr(self, part)))
 
     def to_json(self) -> dict[str, Any]:
-        parts = {part: getattr(self, part) for part in ("encode", "decode", "sum")}
+        parts = {part: getattr(self, part) for part in ("encode", "decode", "sum", "processor")}
         return {
             "version": self.version,
             "ms": {
@@ -85,6 +85,8 @@ def random_codec(config: CodecConfig, seed: int = 0) -> Mimi:
     for name, tensor in codec.named_parameters():
         if "layer_scale" in name:
             tensor.fill_(0.3)
+        elif name.endswith("bias"):
+            tensor.normal_(std=0.02, generator=generator)
         elif tensor.ndim > 1:
             reads = tensor.shape[0] * 2 if "convtr" in name and tensor.shape[1] > 1 else tensor[0].numel()
             tensor.normal_(std=1.3 * reads**-0.5, generator=generator)
@@ -125,7 +127,7 @@ class Contender:
         # Our folder comes first on the path of a program run by its name; it must not hide other packages.
         environment |= {"PYTHONSAFEPATH": "1"}
         if name == OURS:
-            environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+            environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
@@ -144,7 +146,8 @@ class Contender:
 
     def cost(self) -> CodecCost:
         joined: dict[str, Any] = {
-            key: np.concatenate([turn[key] for turn in self._turns]) for key in ("encode", "decode", "codes", "samples")
+            key: np.concatenate([turn[key] for turn in self._turns])
+            for key in ("encode", "decode", "processor", "codes", "samples")
         }
         return CodecCost(name=self.name, version=self.version, **joined)
 
@@ -182,15 +185,15 @@ def measure(
     if warm_up is None:
         warm_up = config.transformer.context // config.resample_stride
     codebooks = config.num_codebooks
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        folder = Path(temporary)
         state = random_codec(config).state_dict()
         save_file(to_released(state) if config.decoder == "seanet" else state, folder / "weights.safetensors")
         (folder / "config.json").write_text(json.dumps(to_dict(config)))
         (folder / "frame.json").write_text(json.dumps({"samples": config.frame_size}))
         contenders = []
-        for contender, python in ({OURS: sys.executable} | peers).items():
-            contenders.append(Contender(contender, python, folder, codebooks, batch, threads))
+        for contender_name, python in ({OURS: sys.executable} | peers).items():
+            contenders.append(Contender(contender_name, python, folder, codebooks, batch, threads))
             stack.callback(contenders[-1].close)
         for contender in contenders:
             contender.stream(0, warm_up, counts=False)
@@ -238,7 +241,8 @@ def run_bench_codec(arguments: argparse.Namespace) -> int:
         threads=threads,
     )
     ours, *others = costs
-    read = bytes_read(random_codec(config), config.num_codebooks, arguments.batch)
+    with torch.device("meta"):
+        read = bytes_read(Mimi(config), config.num_codebooks, arguments.batch)
     result = {
         "preset": arguments.preset,
         "batch": arguments.batch,
@@ -268,25 +272,32 @@ def _peers(config: CodecConfig, batch: int, python: str) -> dict[str, str]:
     if config != released:
         raise InputError("peers run the released codec only: add --preset moshika-vis")
     names = PEERS if batch == 1 else PEERS[:1]
-    found = [
-        name for name in names if subprocess.run([python, "-c", f"import {name}"], capture_output=True).returncode == 0
-    ]
+    found = [name for name in names if _imports(python, name)]
     if not found:
-        raise InputError(f"{python} finds neither {' nor '.join(names)}; {INSTALL}, and name it with --peer-python")
+        advice = "moshivis bench codec --help says how to get them"
+        raise InputError(f"{python} does not find {' or '.join(names)}: {advice}")
     return dict.fromkeys(found, python)
+
+
+def _imports(python: str, name: str) -> bool:
+    try:
+        return subprocess.run([python, "-c", f"import {name}"], capture_output=True).returncode == 0
+    except OSError as error:
+        raise InputError(f"{python} cannot be run: {error.strerror}") from error
 
 
 def _table(costs: list[CodecCost], result: dict[str, Any]) -> Table:
     told = f"batch {result['batch']}, {result['frames']} frames, {result['threads']} threads"
     lines = [f"{told}, {result['bytes']['sum'] / 1e6:,.0f} MB to read a frame"]
+    lines.append("; ".join(f"{cost.name} {cost.version}" for cost in costs))
     for name, same in result["agreement"].items():
         lines.append(f"{name}: {same['codes']:.2%} of the codes equal, waveforms of equal codes within {same['wave']}")
     if result["ratio"] is not None:
         lines.append(f"ours takes {result['ratio']:.2f} of the time of the faster peer")
-    title = f"codec of {result['preset']}, random weights, streamed frame by frame"
+    title = f"codec of {result['preset']}, random weights, streamed: milliseconds a frame"
     table = Table(title=title, caption="\n".join(lines), title_justify="left", caption_justify="left")
     table.add_column("contender")
-    for heading in ("encode ms", "p95", "decode ms", "p95", "sum ms", "p95", "GB/s"):
+    for heading in ("encode", "p95", "decode", "p95", "sum", "p95", "CPU", "GB/s"):
         table.add_column(heading, justify="right")
     for cost in costs:
         parts = (cost.encode, cost.decode, cost.sum)

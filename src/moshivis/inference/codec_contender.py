@@ -3,7 +3,8 @@
 A program, run by its path: the interpreter of a peer holds no moshivis, so nothing of ours is imported before it is
 needed. `codec_contender.py NAME FOLDER CODEBOOKS BATCH THREADS`; FOLDER holds `weights.safetensors`, and for us
 `config.json`. The answer to every line of standard input, `FIRST COUNT`, is one line of JSON: the milliseconds of
-each of the COUNT frames, their codes, and some samples of what they decode to. A frame's sound follows from its number.
+each of the COUNT frames and those of the processor (of all threads), codes, and some samples of what they decode to.
+A frame's sound follows from its number.
 """
 
 from __future__ import annotations
@@ -83,15 +84,17 @@ def main(name: str, folder: str, codebooks: str, batch: str, threads: str) -> No
     size = json.loads((Path(folder) / "frame.json").read_text())["samples"]
     for line in sys.stdin:
         first, count = map(int, line.split())
-        answer: dict[str, list[Any]] = {"encode": [], "decode": [], "codes": [], "samples": []}
+        answer: dict[str, list[Any]] = {"encode": [], "decode": [], "processor": [], "codes": [], "samples": []}
         for frame in range(first, first + count):
             noise = np.random.default_rng(frame).standard_normal((int(batch), 1, size))
             wave = (0.1 * noise).astype(np.float32)
+            used = time.process_time()
             begun = time.perf_counter()
             codes = encode(wave)
             encoded = time.perf_counter()
             decoded = decode(codes)
             done = time.perf_counter()
+            answer["processor"].append(1000 * (time.process_time() - used))
             answer["encode"].append(1000 * (encoded - begun))
             answer["decode"].append(1000 * (done - encoded))
             answer["codes"].append(np.asarray(codes)[..., 0].tolist())

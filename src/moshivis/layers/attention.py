@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moshivis.layers.linear import Linear
 from moshivis.layers.rope import rotate, rotation
 
 
@@ -64,7 +65,7 @@ class Ring:
 class RingView:
     positions: Tensor  # [B, T] absolute steps
     slots: Tensor  # [B, T] where their keys go
-    visible: Tensor  # [B, 1, T, F] bool, True = attend to one of the first F slots
+    visible: Tensor  # [B, 1, T, F] bool, True = attend to one of the first F slots; or what the scores get added
 
 
 @dataclass
@@ -99,8 +100,8 @@ class SelfAttention(nn.Module):
             raise ValueError(f"width {dim} is not divisible by {num_heads} heads")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.in_proj = nn.Linear(dim, 3 * dim, bias=False)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.in_proj = Linear(dim, 3 * dim, bias=False)
+        self.out_proj = Linear(dim, dim, bias=False)
 
     def new_state(self, batch: int, context: int) -> AttentionState:
         weight = self.in_proj.weight
@@ -126,9 +127,10 @@ class SelfAttention(nn.Module):
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.in_proj(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        qkv = self.in_proj(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            q, k = rotate(qkv[:2], rope)
         return q, k, v
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moshivis.config import Activation
+from moshivis.layers.linear import Linear
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -55,8 +56,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, feed_forward: int):
         super().__init__()
-        self.linear1 = nn.Linear(dim, feed_forward, bias=False)
-        self.linear2 = nn.Linear(feed_forward, dim, bias=False)
+        self.linear1 = Linear(dim, feed_forward, bias=False)
+        self.linear2 = Linear(feed_forward, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""

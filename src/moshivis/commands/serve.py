@@ -1,0 +1,121 @@
+"""`moshivis serve`: load a model, open a server, say where it is."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import importlib.util
+import os
+import threading
+import webbrowser
+
+import torch
+from rich.console import Console
+
+from moshivis.errors import InputError, MoshivisError
+
+NEEDED = ("starlette", "uvicorn", "websockets", "sphn", "prometheus_client", "cryptography")
+SMALL = 200_000_000  # parameters; up to here one thread of the processor a tick is faster than several
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop. Raises MoshivisError for anything that the user can mend, mostly before loading."""
+    _check_packages()
+    from moshivis.inference.conversation import load
+    from moshivis.inference.engine import Engine
+    from moshivis.serve.address import bind, is_local, url
+    from moshivis.serve.hall import Hall
+    from moshivis.serve.limits import Limits
+    from moshivis.serve.metrics import Metrics
+    from moshivis.serve.run import leave, run_server, set_up_log
+    from moshivis.serve.static import PAGE
+    from moshivis.serve.tls import given, self_signed
+
+    token = arguments.token or os.environ.get("MOSHIVIS_TOKEN") or None
+    limits = Limits(
+        sessions=arguments.sessions,
+        queue=arguments.queue,
+        origins=tuple(arguments.origin),
+        token=token,
+        session_s=arguments.session_seconds,
+        idle_s=arguments.idle_seconds,
+    )
+    limits.check()
+    certificate = None
+    if arguments.tls is not None:
+        certificate = given(*arguments.tls)
+    elif arguments.tls_self_signed is not None:
+        certificate = self_signed(arguments.tls_self_signed or None, arguments.host)
+    sockets = bind(arguments.host, arguments.port)
+    local = is_local(arguments.host)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for warning in _warnings(local, certificate is not None, token is not None):
+        console.print(f"moshivis: {warning}", style="yellow")
+
+    status = console.status(f"loading the model {arguments.model}")
+    status.start()
+    try:
+        assistant = load(
+            arguments.model,
+            device=arguments.device,
+            dtype=_dtype(arguments.dtype),
+            download=arguments.download,
+        )
+        threads = arguments.threads
+        if threads is None and assistant.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            small = sum(parameter.numel() for parameter in assistant.model.parameters()) <= SMALL
+            threads = 1 if small else None
+        hall = Hall(Engine(assistant, limits.sessions, threads=threads), limits, Metrics())
+        status.update("warming up")
+        set_up_log()
+        address = url(arguments.host, sockets[0].getsockname()[1], tls=certificate is not None, token=token)
+
+        def on_ready() -> None:
+            status.stop()
+            print(f"moshivis serves {assistant.config.name} at {address}", flush=True)
+            if arguments.open:
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+        run_server(
+            hall,
+            sockets,
+            certificate=certificate,
+            page=None if arguments.no_page else PAGE,
+            names=[arguments.host] if local else None,
+            on_ready=on_ready,
+        )
+    finally:
+        status.stop()
+        for bound in sockets:
+            bound.close()
+    atexit.register(leave, 0)
+    return 0
+
+
+def _check_packages() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MoshivisError(f"the server needs {', '.join(missing)}; install with: pip install 'moshivis[serve]'")
+
+
+def _warnings(local: bool, tls: bool, token: bool) -> list[str]:
+    if local:
+        return []
+    warnings = []
+    if not tls:
+        warnings.append(
+            "without TLS, browsers on other machines give no microphone to the page; add --tls-self-signed, "
+            "or reach the server through an SSH tunnel"
+        )
+    if not token:
+        warnings.append("everybody who reaches this machine can use the server; add --token")
+    return warnings
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"there is no dtype {name!r}; try float32, bfloat16 or float16")
+    return dtype

@@ -1,0 +1,280 @@
+// The picture that is talked about: from the gallery, drawn, from the camera, uploaded, pasted or dropped.
+
+import { Drawing } from './draw.js';
+import { server } from './wire.js';
+
+const MAX_SIDE = 1024; // pixels; more would only be scaled down on the server
+const MAX_BYTES = 4 * 2 ** 20; // of a file that is sent as it is
+const AS_IT_IS = ['image/png', 'image/jpeg', 'image/webp'];
+const FIRST_SEEDS = [34, 148, 12, 124, 186, 153]; // clear scenes to begin with
+
+/**
+ * @typedef {object} Picture
+ * @property {Blob} blob encoded
+ * @property {string} name for people
+ * @property {boolean} [live] one of a camera's many
+ * @property {number} [seed] of the gallery
+ */
+
+const element = (id) => document.getElementById(id);
+
+export class PicturePanel {
+  /** @param {(picture: Picture|null) => void} onChange @param {(text: string) => void} onProblem */
+  constructor(onChange, onProblem) {
+    this.onChange = onChange;
+    this.onProblem = onProblem;
+    /** @type {Picture|null} */
+    this.current = null;
+    this.shown = element('shown');
+    this.video = element('video');
+    this.canvas = element('drawing');
+    this.drawing = new Drawing(
+      this.canvas,
+      { colours: element('colours'), tools: element('shapes'), size: element('brush') },
+      () => this.useDrawing(),
+    );
+    this.camera = new Camera(this.video, (picture) => this.use(picture), onProblem);
+    this.tabs = [...document.querySelectorAll('.sources [role="tab"]')];
+    this.bind();
+  }
+
+  bind() {
+    this.tabs.forEach((tab, i) => {
+      tab.addEventListener('click', () => this.open(tab));
+      tab.addEventListener('keydown', (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        const next = this.tabs[(i + step + this.tabs.length) % this.tabs.length];
+        next.focus();
+        this.open(next);
+      });
+    });
+    element('shuffle').addEventListener('click', () => this.shuffle());
+    element('undo').addEventListener('click', () => this.drawing.undo());
+    element('clear').addEventListener('click', () => this.drawing.clear());
+    element('remove').addEventListener('click', () => this.remove());
+    element('file').addEventListener('change', ({ target }) => {
+      this.useFile(target.files[0]);
+      target.value = '';
+    });
+    document.addEventListener('paste', (event) => {
+      const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith('image/'));
+      if (!file) return;
+      event.preventDefault();
+      this.useFile(file);
+    });
+    this.bindDrop();
+  }
+
+  bindDrop() {
+    const { classList } = document.body;
+    let depth = 0;
+    const withFile = (act) => (event) => {
+      if (!event.dataTransfer?.types.includes('Files')) return;
+      event.preventDefault();
+      act(event);
+    };
+    addEventListener('dragenter', withFile(() => classList.toggle('dropping', ++depth > 0)));
+    addEventListener('dragleave', withFile(() => classList.toggle('dropping', --depth > 0)));
+    addEventListener('dragover', withFile(() => {}));
+    addEventListener('drop', withFile(({ dataTransfer }) => {
+      depth = 0;
+      classList.remove('dropping');
+      this.useFile(dataTransfer.files[0]);
+    })); // prettier-ignore
+  }
+
+  /** Show a source's panel, and on the stage what belongs to it. */
+  open(tab) {
+    for (const each of this.tabs) {
+      const chosen = each === tab;
+      each.setAttribute('aria-selected', String(chosen));
+      each.tabIndex = chosen ? 0 : -1;
+      element(each.getAttribute('aria-controls')).hidden = !chosen;
+    }
+    this.source = tab.id.replace('tab-', '');
+    if (this.source === 'camera') this.camera.open();
+    else this.camera.close();
+    if (this.source === 'draw' && !this.drawing.empty) this.useDrawing();
+    this.stage();
+  }
+
+  stage() {
+    const drawing = this.source === 'draw';
+    const filming = this.source === 'camera';
+    this.canvas.hidden = !drawing;
+    this.video.hidden = !filming;
+    this.shown.hidden = drawing || filming || !this.current;
+    element('no-picture').hidden = drawing || filming || Boolean(this.current);
+    element('remove').hidden = drawing || filming || !this.current;
+  }
+
+  /** @param {Picture} picture */
+  use(picture) {
+    this.current = picture;
+    const old = this.shown.src;
+    this.shown.src = URL.createObjectURL(picture.blob);
+    this.shown.alt = picture.name;
+    if (old) URL.revokeObjectURL(old);
+    this.mark(picture.seed);
+    this.stage();
+    this.onChange(picture);
+  }
+
+  remove() {
+    this.current = null;
+    this.mark(undefined);
+    this.stage();
+    this.onChange(null);
+    this.tabs.find((tab) => tab.tabIndex === 0).focus();
+  }
+
+  mark(seed) {
+    for (const thumb of element('thumbs').children) {
+      thumb.setAttribute('aria-pressed', String(seed !== undefined && thumb.value === String(seed)));
+    }
+  }
+
+  useDrawing() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      this.canvas.toBlob((blob) => this.use({ blob, name: 'Your drawing' }), 'image/png');
+    }, 250);
+  }
+
+  /** @param {File|undefined} file */
+  async useFile(file) {
+    if (!file) return;
+    if (!file.type.startsWith('image/')) {
+      this.onProblem(`“${file.name}” is not a picture.`);
+      return;
+    }
+    try {
+      const blob = await shrink(file);
+      this.open(element('tab-upload'));
+      this.use({ blob, name: file.name || 'Your picture' });
+    } catch {
+      this.onProblem(`This browser cannot read “${file.name}”. Try a PNG or JPEG file.`);
+    }
+  }
+
+  /** Fill the gallery; its first picture is shown unless there is another. */
+  async fill(seeds = FIRST_SEEDS) {
+    const thumbs = await Promise.all(seeds.map(async (seed) => {
+      const response = await server.fetch('api/scene', { seed });
+      return { seed, blob: await response.blob(), name: describe(response.headers.get('X-Scene')) };
+    })); // prettier-ignore
+    const buttons = thumbs.map((picture) => {
+      const button = document.createElement('button');
+      const image = document.createElement('img');
+      image.src = URL.createObjectURL(picture.blob);
+      image.onload = () => URL.revokeObjectURL(image.src);
+      image.alt = picture.name;
+      button.type = 'button';
+      button.value = picture.seed;
+      button.title = picture.name;
+      button.append(image);
+      button.addEventListener('click', () => this.use(picture));
+      return button;
+    });
+    element('thumbs').replaceChildren(...buttons);
+    this.mark(this.current?.seed);
+    if (!this.current) this.use(thumbs[0]);
+  }
+
+  async shuffle() {
+    try {
+      await this.fill(FIRST_SEEDS.map(() => Math.floor(Math.random() * 1e6)));
+    } catch (error) {
+      this.onProblem(error.message);
+    }
+  }
+}
+
+/** The camera, single pictures or one a second. */
+class Camera {
+  constructor(video, onPicture, onProblem) {
+    Object.assign(this, { video, onPicture, onProblem });
+    this.facing = 'environment';
+    element('shoot').addEventListener('click', () => this.shoot());
+    element('flip').addEventListener('click', () => this.flip());
+    element('live').addEventListener('change', () => this.repeat());
+  }
+
+  async open() {
+    this.wanted = true;
+    try {
+      const size = { width: { ideal: MAX_SIDE }, height: { ideal: MAX_SIDE } };
+      const stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, facingMode: this.facing } });
+      if (!this.wanted || this.stream) return stream.getTracks().forEach((track) => track.stop());
+      this.stream = stream;
+      this.video.srcObject = stream;
+      await this.video.play();
+      this.repeat();
+    } catch (error) {
+      const why = { NotAllowedError: 'Its use was refused.', NotFoundError: 'None was found.' }[error?.name];
+      if (error?.name !== 'AbortError') this.onProblem(`The camera cannot be used. ${why ?? ''}`);
+    }
+  }
+
+  close() {
+    this.wanted = false;
+    clearInterval(this.timer);
+    this.stream?.getTracks().forEach((track) => track.stop());
+    this.stream = this.video.srcObject = null;
+  }
+
+  flip() {
+    this.facing = this.facing === 'user' ? 'environment' : 'user';
+    this.close();
+    this.open();
+  }
+
+  repeat() {
+    clearInterval(this.timer);
+    if (!element('live').checked) return;
+    this.shoot();
+    this.timer = setInterval(() => this.shoot(true), 1000);
+  }
+
+  async shoot(live = false) {
+    if (!this.video.videoWidth) return;
+    const blob = await encode(this.video, this.video.videoWidth, this.video.videoHeight, 'image/jpeg');
+    this.onPicture({ blob, name: 'Picture of the camera', live });
+  }
+}
+
+/** The file as it is if that is small enough, else scaled down. */
+async function shrink(file) {
+  const bitmap = await createImageBitmap(file);
+  const { width, height } = bitmap;
+  const small = Math.max(width, height) <= MAX_SIDE && file.size <= MAX_BYTES && AS_IT_IS.includes(file.type);
+  const blob = small ? file : await encode(bitmap, width, height, file.type === 'image/png' ? 'image/png' : 'image/jpeg');
+  bitmap.close();
+  return blob;
+}
+
+function encode(source, width, height, type) {
+  const scale = Math.min(1, MAX_SIDE / Math.max(width, height));
+  const canvas = document.createElement('canvas');
+  canvas.width = Math.max(1, Math.round(width * scale));
+  canvas.height = Math.max(1, Math.round(height * scale));
+  const pen = canvas.getContext('2d');
+  pen.imageSmoothingQuality = 'high';
+  pen.fillStyle = '#fff'; // under what is transparent
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(source, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve, reject) => {
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error('no picture'))), type, 0.9);
+  });
+}
+
+/** What X-Scene says, in words. */
+function describe(header) {
+  try {
+    const things = JSON.parse(header).objects;
+    return things.map(({ size, colour, shape }) => `${size ?? ''} ${colour} ${shape}`.trim()).join(', ');
+  } catch {
+    return 'A drawn scene';
+  }
+}

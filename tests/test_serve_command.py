@@ -1,0 +1,275 @@
+"""`moshivis serve` as people start and stop it: real processes, real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+import moshivis
+from moshivis.cli import main
+from moshivis.inference.conversation import EMBEDDED
+from moshivis.serve.address import bind
+from moshivis.serve.tls import self_signed
+from serve_support import PATIENCE, wait_for
+
+SOURCE = str(Path(moshivis.__file__).parents[1])
+COMMAND = [sys.executable, "-m", "moshivis.cli", "serve"]
+pytestmark = pytest.mark.skipif(not EMBEDDED["mini"].exists(), reason="the embedded model has not been built yet")
+
+
+class Process:
+    """A server in a process of its own, and what it says."""
+
+    def __init__(self, process: subprocess.Popen[str]):
+        self.process = process
+        self.out: list[str] = []
+        self.log: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
+            for pair in ((process.stdout, self.out), (process.stderr, self.log))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @staticmethod
+    def _read(stream: IO[str], lines: list[str]) -> None:
+        lines.extend(line.rstrip("\n") for line in stream)
+
+    def address(self) -> str:
+        """Of the one line that it prints when it is ready."""
+        wait_for(lambda: bool(self.out) or self.process.poll() is not None, "the address")
+        assert len(self.out) == 1, self.log
+        found = re.fullmatch(r"moshivis serves mini at (https?://\S+/\S*)", self.out[0])
+        assert found, self.out
+        return found[1]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Exit status, and the seconds it took."""
+        begun = time.monotonic()
+        self.process.send_signal(number)
+        return self.wait(), time.monotonic() - begun
+
+    def wait(self) -> int:
+        status = self.process.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return status
+
+
+@contextlib.contextmanager
+def started(*arguments: str, **environment: str) -> Iterator[Process]:
+    with subprocess.Popen(
+        [*COMMAND, "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE, "PYTHONUNBUFFERED": "1", **environment},
+    ) as process:
+        try:
+            yield Process(process)
+        finally:
+            process.kill()
+
+
+def get(url: str, context: ssl.SSLContext | None = None) -> bytes:
+    with urllib.request.urlopen(url, timeout=PATIENCE, context=context) as answer:
+        content: bytes = answer.read()
+        return content
+
+
+def test_a_server_says_where_it_is_logs_what_happens_and_ends_when_told() -> None:
+    with started("--no-page", "--sessions", "1") as server:
+        address = server.address()
+        assert re.fullmatch(r"http://localhost:\d+/", address)
+        info = json.loads(get(address + "api/info"))
+        assert info["slots"] == 1 and info["ready"]
+        spoken = "what nobody else may read"
+        question = urllib.request.Request(address + "api/ask", json.dumps({"text": spoken}).encode(), method="POST")
+        assert urllib.request.urlopen(question, timeout=PATIENCE).status == 200
+        with connect(address.replace("http", "ws") + "api/chat?audio=pcm", open_timeout=PATIENCE) as call:
+            call.recv(PATIENCE)
+            wait_for(lambda: any("begins: chat" in line for line in server.log), "a line about the call")
+            status, seconds = server.stop()
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    call.recv(PATIENCE)
+            assert closed.value.rcvd is not None and closed.value.rcvd.reason == "the server is stopping"
+        assert status == 0 and seconds < 20
+        ends = [line for line in server.log if "ends: chat" in line]
+        assert len(ends) == 1
+        assert re.fullmatch(r"\d\d:\d\d:\d\d  \w+ ends: chat after \d+ s, \d+ frames, server is stopping", ends[0])
+        assert not any(spoken in line or "Traceback" in line for line in server.log)
+        assert not any("moshivis:" in line for line in server.log)
+        with pytest.raises(OSError):
+            get(address + "health")
+        for bound in bind("localhost", int(address.rstrip("/").rpartition(":")[2])):  # free again at once
+            bound.listen()
+            bound.close()
+
+
+def test_the_page_that_comes_with_the_package_is_at_the_address() -> None:
+    with started("--token", "secret-1", "--origin", "https://example.org") as server:
+        address = server.address()
+        assert re.fullmatch(r"http://localhost:\d+/\?token=secret-1", address)
+        assert b"<!doctype html" in get(address)[:100].lower()
+        assert json.loads(get(address.replace("/?", "/api/info?")))["name"] == "mini"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get(address.partition("?")[0] + "api/info")
+        assert server.stop(signal.SIGINT)[0] == 0
+
+
+def test_a_certificate_is_made_and_reached_with_it(tmp_path: Path) -> None:
+    with started("--no-page", "--tls-self-signed", str(tmp_path), MOSHIVIS_TOKEN="from-outside") as server:
+        address = server.address()
+        assert re.fullmatch(r"https://localhost:\d+/\?token=from-outside", address)
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))
+        health, chat = (address.replace("/?", f"/{path}?") for path in ("health", "api/chat"))
+        assert json.loads(get(health, trusting)) == {"status": "ok"}
+        get(health.replace("localhost", "127.0.0.1"), trusting)
+        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+            get(health)
+        with connect(chat.replace("https", "wss"), ssl=trusting, open_timeout=PATIENCE) as call:
+            call.recv(PATIENCE)
+        assert server.stop()[0] == 0
+
+
+def test_given_files_on_all_addresses(tmp_path: Path) -> None:
+    made = self_signed(tmp_path, "0.0.0.0")
+    with started("--no-page", "--host", "0.0.0.0", "--tls", str(made.cert), str(made.key)) as server:
+        address = server.address()
+        assert "0.0.0.0" not in address and "localhost" not in address
+        get(address + "health", ssl.create_default_context(cafile=str(made.cert)))
+        assert not any("microphone" in line for line in server.log)
+        assert any("add --token" in line for line in server.log)
+        assert server.stop()[0] == 0
+
+
+def test_a_server_for_others_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = ["serve", "--host", "0.0.0.0", "--port", "0", "--model", "maxi"]
+    assert main(elsewhere) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert "no microphone" in lines[0] and "--tls-self-signed" in lines[0] and "add --token" in lines[1]
+    assert main([*elsewhere, "--token", "abc"]) == 2
+    assert "--token" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("numbers, expected", [([signal.SIGTERM], 0), ([signal.SIGINT, signal.SIGINT], 130)])
+def test_who_does_not_end_is_not_waited_for(numbers: list[signal.Signals], expected: int) -> None:
+    """For ten seconds after one signal, not at all after a second interrupt."""
+    with started("--no-page") as server:
+        port = int(server.address().rstrip("/").rpartition(":")[2])
+        with socket.create_connection(("localhost", port), timeout=PATIENCE) as endless:
+            endless.sendall(b"POST /api/ask HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+            time.sleep(0.5)
+            for number in numbers[:-1]:
+                server.process.send_signal(number)
+                wait_for(lambda: any("stopping" in line for line in server.log), "the server to stop")
+            status, seconds = server.stop(numbers[-1])
+        assert status == expected
+        assert seconds < (5 if expected else 20)
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "unknown model": (["--model", "maxi"], "no model 'maxi'"),
+    "unknown device": (["--device", "gpu"], "device 'gpu' cannot be used"),
+    "unknown dtype": (["--dtype", "int8"], "no dtype 'int8'"),
+    "no such certificate": (["--tls", "none.pem", "none.pem"], "none.pem cannot be read"),
+    "folder that cannot be": (["--tls-self-signed", "/dev/null/x"], "cannot be written to /dev/null/x"),
+    "unknown host": (["--host", "no.such.host.invalid"], "is not known here"),
+    "port": (["--port", "70000"], "from 0 to 65535"),
+    "origin": (["--origin", "example.org"], "cannot match"),
+    "token": (["--token", "two words"], "a token is made of"),
+}
+
+
+@pytest.mark.parametrize("arguments, sentence", BAD.values(), ids=BAD)
+def test_what_cannot_be_used_is_named(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["serve", "--port", "0", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and sentence in captured.err
+    assert captured.err.startswith("moshivis: ") and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--sessions", "0"], ["--queue", "-1"], ["--idle-seconds", "0"], ["--port", "x"], ["--tls", "a"]],
+    ids=" ".join,
+)
+def test_numbers_out_of_range(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", *wrong])
+    assert stop.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded() -> None:
+    (taken,) = bind("127.0.0.1", 0)
+    with taken:
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [*COMMAND, "--host", "127.0.0.1", "--port", port, "--model", "never loaded"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": SOURCE},
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"moshivis: port {port} on 127.0.0.1 is taken by another program; end it, or choose another one with --port\n"
+    )
+
+
+def test_without_its_packages_the_command_says_what_to_install(tmp_path: Path) -> None:
+    """An environment that holds all packages but starlette."""
+    import starlette
+
+    site = Path(starlette.__file__).parents[1]
+    for entry in site.iterdir():
+        if not entry.name.startswith(("starlette", "__pycache__")):
+            (tmp_path / entry.name).symlink_to(entry)
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "moshivis.cli", "serve"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{SOURCE}{os.pathsep}{tmp_path}"},
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "moshivis: the server needs starlette; install with: pip install 'moshivis[serve]'\n"
+
+
+def test_help_does_not_wait_for_the_server() -> None:
+    asked = "import sys; from moshivis.cli import main\ntry: main(['serve', '--help'])\nexcept SystemExit: pass\n"
+    asked += "sys.exit(any(name in sys.modules for name in ('torch', 'starlette', 'uvicorn')))"
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": SOURCE},
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0 and "--tls-self-signed" in done.stdout
