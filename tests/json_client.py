@@ -24,6 +24,7 @@ from serve_support import PATIENCE, RunningServer
 ASSETS = Path(moshivis.__file__).parent / "assets"
 PICTURE = (ASSETS / "example.png").read_bytes()
 FRAME = 1920
+UNHURRIED: dict[str, Any] = {"idle_s": 900.0, "first_message_s": 900.0}  # limits that a busy machine does not reach
 
 Event = dict[str, Any]
 

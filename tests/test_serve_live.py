@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from json_client import (
     FRAME,
     PICTURE,
+    UNHURRIED,
     Event,
     JsonClient,
     data_uri,
@@ -41,9 +42,9 @@ LOCKSTEP = {"on_gap": "park", "seed": 3, "input_buffer_ms": 30_000}
 
 
 @contextlib.contextmanager
-def live(server: RunningServer, **session: Any) -> Iterator[JsonClient]:
+def live(server: RunningServer, limits: dict[str, Any] | None = None, **session: Any) -> Iterator[JsonClient]:
     """A client whose session has started."""
-    with json_client(server, PATH) as client:
+    with limited(server, **{**UNHURRIED, **(limits or {})}), json_client(server, PATH) as client:
         client.ask("session.started", "session.start", session={"model": "mini", **session})
         yield client
     server.wait_idle()
@@ -164,13 +165,15 @@ def test_other_formats_carry_the_same_conversation(running_server: RunningServer
     assert loudness(PcmWriter(PCM).write(PcmReader(format).read(sound))) > 0.002
 
 
-def test_usage_is_told_once_in_a_while(running_server: RunningServer) -> None:
+def test_usage_is_told_once_in_a_while(running_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moshivis.serve.live.USAGE_FRAMES", 5)
     with live(running_server, moshivis=LOCKSTEP) as client:
-        append(client, np.zeros(130 * FRAME, np.int16))
-        usage = client.until("session.usage.updated")
-        assert usage["usage"] == {"seconds": 10.0}
-        context = running_server.hall.engine.assistant.config.speech_lm.backbone.context
-        assert usage["context_window"]["usage_ratio"] == min(1.0, 125 / context)
+        append(client, np.zeros(12 * FRAME, np.int16))
+        hear(client, 12)
+        told = client.of_type("session.usage.updated")
+    assert [event["usage"]["seconds"] for event in told] == [0.4, 0.8]
+    context = running_server.hall.engine.assistant.config.speech_lm.backbone.context
+    assert [event["context_window"]["usage_ratio"] for event in told] == [5 / context, 10 / context]
 
 
 def test_sound_that_comes_too_fast_is_dropped_and_told(running_server: RunningServer) -> None:
@@ -205,7 +208,7 @@ def test_sound_that_comes_too_fast_is_dropped_and_told(running_server: RunningSe
 def test_a_wrong_start_is_refused_and_can_be_mended(
     running_server: RunningServer, session: Any, param: str, code: str
 ) -> None:
-    with limited(running_server, first_message_s=PATIENCE), json_client(running_server, PATH) as client:
+    with limited(running_server, **UNHURRIED), json_client(running_server, PATH) as client:
         error = client.fails("session.start", session=session)
         assert (error["param"], error["code"]) == (param, code)
         assert running_server.hall.active == 0
@@ -214,7 +217,7 @@ def test_a_wrong_start_is_refused_and_can_be_mended(
 
 
 def test_events_have_their_time(running_server: RunningServer) -> None:
-    with limited(running_server, first_message_s=PATIENCE), json_client(running_server, PATH) as client:
+    with limited(running_server, **UNHURRIED), json_client(running_server, PATH) as client:
         silence = encoded(np.zeros(FRAME, np.int16))
         assert client.fails("session.input_audio.append", audio=silence)["code"] == "session_not_started"
         assert client.fails("session.input_audio.mute")["code"] == "session_not_started"
@@ -260,10 +263,10 @@ def test_a_session_must_start_in_time(running_server: RunningServer) -> None:
 
 
 def test_sessions_end_when_idle_or_too_long(running_server: RunningServer) -> None:
-    with limited(running_server, idle_s=1.0, first_message_s=PATIENCE), live(running_server) as client:
+    with live(running_server, {"idle_s": 1.0}) as client:
         assert last_words(client) == [("error", "idle_timeout"), ("session.closed", "idle_timeout")]
         assert client.code == 1008
-    with limited(running_server, session_s=3.0), live(running_server) as client:
+    with live(running_server, {"session_s": 3.0}) as client:
         assert last_words(client) == [("session.closed", "expired")]
         assert client.code == 1000
     with live(running_server, moshivis={"max_frames": 5}) as client:
@@ -321,6 +324,6 @@ def test_one_session_does_not_hear_the_other(running_server: RunningServer) -> N
 
 @contextlib.contextmanager
 def live_neighbour(server: RunningServer) -> Iterator[JsonClient]:
-    with json_client(server, PATH) as client:
+    with limited(server, **UNHURRIED), json_client(server, PATH) as client:
         client.ask("session.started", "session.start", session={"moshivis": {"seed": 9}})
         yield client

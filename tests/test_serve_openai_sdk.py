@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from json_client import FRAME, PICTURE, data_uri, encoded, loudness, question
+from json_client import FRAME, PICTURE, UNHURRIED, data_uri, encoded, loudness, question
 from serve_support import PATIENCE, RunningServer, serving
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ HISTORY: list[Any] = [
 @pytest.fixture(scope="module")
 def locked_server(mini: Assistant) -> Iterator[RunningServer]:
     """A server that wants a token, which the SDK sends as its key."""
-    with serving(mini, token=TOKEN) as server:
+    with serving(mini, token=TOKEN, **UNHURRIED) as server:
         yield server
 
 

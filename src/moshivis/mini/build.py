@@ -37,7 +37,7 @@ from moshivis.vision import VisionEncoder
 
 NUM_PICTURES = 20000
 SAMPLING = {"text_temperature": 0.0, "audio_temperature": 0.6, "audio_top_k": 50}
-RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 6000, 160
+RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 4000, 160
 
 
 class Build:

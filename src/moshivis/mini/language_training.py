@@ -34,8 +34,8 @@ from moshivis.vision import ImageProjection
 
 LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 6000, 1e-3, 300
 SPOKEN_ROWS, WRITTEN_ROWS = 16, 40  # of a pretraining step, over all workers
-ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 3500, 2e-3, 50
-ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 16, 20  # p_audio = 0.44
+ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 3600, 2e-3, 50
+ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 12, 36  # p_audio = a quarter, as in the paper
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
 HEARD_LAYER = 2  # block whose output is asked for the user's words
 HELD_OUT_PICTURES = 500

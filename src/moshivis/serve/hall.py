@@ -93,6 +93,8 @@ class Hall:
         self._opening += 1
         try:
             seen = None if image is None else await self.look(image)
+            if not self.accepting:  # closed meanwhile
+                raise Closing("the server is about to stop")
             session = Session(kind, self.look, self.metrics, self.limits.send_buffer_frames)
             call = self.engine.open(session.deliver, settings, seen)
             session.attach(call, self._ended)

@@ -143,14 +143,15 @@ class JsonCall:
     async def _receive(self) -> Json:
         """The next event. Raises EventError, Gone or Finish."""
         first = self.limits.first_message_s
-        seconds = self.limits.idle_s if self.begun else self.connected + first - time.monotonic()
-        try:
-            event = await self.wire.receive(seconds)
-        except TimeoutError:
-            if self.begun:
-                raise idle(f"no event came for {self.limits.idle_s:g} seconds") from None
-            raise idle(f"{self.first_event} did not come within {first:g} seconds") from None
-        return event
+        while True:
+            seconds = self.limits.idle_s if self.begun else self.connected + first - time.monotonic()
+            try:
+                return await self.wire.receive(seconds)
+            except TimeoutError:
+                if not self.begun:
+                    raise idle(f"{self.first_event} did not come within {first:g} seconds") from None
+                if not self.feed.waiting:  # what the client has said already is still being heard
+                    raise idle(f"no event came for {seconds:g} seconds") from None
 
     async def _work(self) -> NoReturn:
         while True:
@@ -190,7 +191,7 @@ class JsonCall:
     # what events do ----------------------------------------------------------------------------------------------
 
     async def later(self, event: Json, chore: Chore) -> None:
-        """Do something that takes a while, for an event; one after the other. Waits if two are waiting already."""
+        """Do something that takes a while, for an event, one thing after the other. Waits while another one waits."""
         await self._chores.put((event, chore))
 
     async def open(self, picture: bytes | None = None, param: str | None = None) -> None:

@@ -5,33 +5,38 @@ const UNDO = 200;
 
 /** The colours that the miniature has words for. */
 const COLOURS = {
-  red: '#d92626', orange: '#f58a1f', yellow: '#f2cf1d', green: '#2fa84f', blue: '#2b62d9', purple: '#8a3fc2',
-  pink: '#f48fb8', brown: '#8a5a33', black: '#161616', white: '#ffffff', grey: '#8c8c8c',
-}; // prettier-ignore
+  red: '#d92626',
+  orange: '#f58a1f',
+  yellow: '#f2cf1d',
+  green: '#2fa84f',
+  blue: '#2b62d9',
+  purple: '#8a3fc2',
+  pink: '#f48fb8',
+  brown: '#8a5a33',
+  black: '#161616',
+  white: '#ffffff',
+  grey: '#8c8c8c',
+};
 
-const corners = (count, inner = 1, turn = -Math.PI / 2) =>
-  Array.from({ length: count }, (_, i) => {
-    const radius = i % 2 ? inner : 1;
-    const angle = turn + (i / count) * 2 * Math.PI;
-    return [radius * Math.cos(angle), radius * Math.sin(angle)];
-  });
+/** @param {number} degrees clockwise from the top */
+const polar = (radius, degrees) => {
+  const angle = (degrees * Math.PI) / 180;
+  return [radius * Math.sin(angle), -radius * Math.cos(angle)];
+};
+const around = (count, make) => Array.from({ length: count }, (_, i) => make(i, (360 / count) * i));
 
 /** Outlines around 0, within 1. */
 const SHAPES = {
-  circle: corners(48),
-  square: corners(4, 1, -Math.PI / 4),
-  triangle: corners(3),
-  star: corners(10, 0.4),
-  heart: Array.from({ length: 48 }, (_, i) => {
-    const t = (i / 48) * 2 * Math.PI;
-    const y = 13 * Math.cos(t) - 5 * Math.cos(2 * t) - 2 * Math.cos(3 * t) - Math.cos(4 * t);
-    return [Math.sin(t) ** 3, -y / 16];
+  circle: around(48, (_, degrees) => polar(1, degrees)),
+  square: around(4, (_, degrees) => polar(1.2, degrees + 45)),
+  triangle: around(3, (_, degrees) => polar(1, degrees)),
+  star: around(10, (i, degrees) => polar(i % 2 ? 0.4 : 1, degrees)),
+  heart: around(48, (_, degrees) => {
+    const cos = (times) => Math.cos((times * degrees * Math.PI) / 180);
+    return [polar(1, degrees)[0] ** 3, (5 * cos(2) + 2 * cos(3) + cos(4) - 13 * cos(1)) / 16];
   }),
-  cross: [
-    [-0.33, -1], [0.33, -1], [0.33, -0.33], [1, -0.33], [1, 0.33], [0.33, 0.33],
-    [0.33, 1], [-0.33, 1], [-0.33, 0.33], [-1, 0.33], [-1, -0.33], [-0.33, -0.33],
-  ],
-}; // prettier-ignore
+  cross: around(12, (i) => polar(i % 3 === 1 ? 0.47 : 1.05, Math.floor(i / 3) * 90 + [18, 45, 72][i % 3])),
+};
 
 export class Drawing {
   /**

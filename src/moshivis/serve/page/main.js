@@ -51,7 +51,8 @@ const call = new Call(
 
 const picture = new PicturePanel(
   async (chosen) => {
-    if (call.state === 'talking' && chosen && !chosen.live) element('picture-status').textContent = 'The model turns to it…';
+    const turns = call.state === 'talking' && chosen && !chosen.live;
+    if (turns) element('picture-status').textContent = 'The model turns to it…';
     const bytes = chosen && new Uint8Array(await chosen.blob.arrayBuffer());
     if (picture.current === chosen) call.show(bytes);
   },
@@ -174,8 +175,8 @@ async function ask(text) {
     answer(pieces.map((piece) => ({ text: piece.text, level: blob ? gateLevel(piece.gate, curve.scale) : 0 })));
   } catch (error) {
     answer(null);
-    if (error.status === 401) showProblem({ title: 'This server asks for a token', text: error.message, action: 'token' });
-    else showProblem({ title: 'The question could not be answered', text: error.message });
+    const action = error.status === 401 ? 'token' : undefined;
+    showProblem({ title: 'The question could not be answered', text: error.message, action });
   }
 }
 
@@ -321,7 +322,7 @@ function describeModel() {
       'understands; photographs are not.'
     : `This server runs ${info.name}${info.sees ? '' : ', which cannot see: it talks without a picture'}.`;
   element('about').textContent = about;
-  element('help-model').textContent = `${about} It is version ${info.version}, with room for ${info.slots} calls at once.`;
+  element('help-model').textContent = `${about} Version ${info.version}, with room for ${info.slots} calls at once.`;
   settings.setUsual(info.sampling);
   curve.frameRate = info.frame_rate;
   curve.scale = info.gate_scale ?? RELEASED_SCALE;

@@ -74,14 +74,16 @@ export class PicturePanel {
       event.preventDefault();
       act(event);
     };
-    addEventListener('dragenter', withFile(() => classList.toggle('dropping', ++depth > 0)));
-    addEventListener('dragleave', withFile(() => classList.toggle('dropping', --depth > 0)));
-    addEventListener('dragover', withFile(() => {}));
-    addEventListener('drop', withFile(({ dataTransfer }) => {
+    const dropped = ({ dataTransfer }) => {
       depth = 0;
       classList.remove('dropping');
       this.useFile(dataTransfer.files[0]);
-    })); // prettier-ignore
+    };
+    const enter = (step) => () => classList.toggle('dropping', (depth += step) > 0);
+    addEventListener('dragenter', withFile(enter(1)));
+    addEventListener('dragleave', withFile(enter(-1)));
+    addEventListener('dragover', withFile(enter(0)));
+    addEventListener('drop', withFile(dropped));
   }
 
   /** Show a source's panel, and on the stage what belongs to it. */
@@ -160,26 +162,24 @@ export class PicturePanel {
 
   /** Fill the gallery; its first picture is shown unless there is another. */
   async fill(seeds = FIRST_SEEDS) {
-    const thumbs = await Promise.all(seeds.map(async (seed) => {
-      const response = await server.fetch('api/scene', { seed });
-      return { seed, blob: await response.blob(), name: describe(response.headers.get('X-Scene')) };
-    })); // prettier-ignore
-    const buttons = thumbs.map((picture) => {
-      const button = document.createElement('button');
-      const image = document.createElement('img');
-      image.src = URL.createObjectURL(picture.blob);
-      image.onload = () => URL.revokeObjectURL(image.src);
-      image.alt = picture.name;
-      button.type = 'button';
-      button.value = picture.seed;
-      button.title = picture.name;
-      button.append(image);
-      button.addEventListener('click', () => this.use(picture));
-      return button;
-    });
-    element('thumbs').replaceChildren(...buttons);
+    const pictures = await Promise.all(seeds.map(fetchScene));
+    element('thumbs').replaceChildren(...pictures.map((picture) => this.thumb(picture)));
     this.mark(this.current?.seed);
-    if (!this.current) this.use(thumbs[0]);
+    if (!this.current) this.use(pictures[0]);
+  }
+
+  thumb(picture) {
+    const button = document.createElement('button');
+    const image = document.createElement('img');
+    image.src = URL.createObjectURL(picture.blob);
+    image.onload = () => URL.revokeObjectURL(image.src);
+    image.alt = picture.name;
+    button.type = 'button';
+    button.value = picture.seed;
+    button.title = picture.name;
+    button.append(image);
+    button.addEventListener('click', () => this.use(picture));
+    return button;
   }
 
   async shuffle() {
@@ -249,7 +249,8 @@ async function shrink(file) {
   const bitmap = await createImageBitmap(file);
   const { width, height } = bitmap;
   const small = Math.max(width, height) <= MAX_SIDE && file.size <= MAX_BYTES && AS_IT_IS.includes(file.type);
-  const blob = small ? file : await encode(bitmap, width, height, file.type === 'image/png' ? 'image/png' : 'image/jpeg');
+  const type = file.type === 'image/png' ? 'image/png' : 'image/jpeg';
+  const blob = small ? file : await encode(bitmap, width, height, type);
   bitmap.close();
   return blob;
 }
@@ -269,12 +270,10 @@ function encode(source, width, height, type) {
   });
 }
 
-/** What X-Scene says, in words. */
-function describe(header) {
-  try {
-    const things = JSON.parse(header).objects;
-    return things.map(({ size, colour, shape }) => `${size ?? ''} ${colour} ${shape}`.trim()).join(', ');
-  } catch {
-    return 'A drawn scene';
-  }
+/** A drawn scene; the server tells what is on it. @returns {Promise<Picture>} */
+async function fetchScene(seed) {
+  const response = await server.fetch('api/scene', { seed });
+  const { objects } = JSON.parse(response.headers.get('X-Scene'));
+  const name = objects.map(({ size, colour, shape }) => `${size} ${colour} ${shape}`).join(', ');
+  return { seed, name, blob: await response.blob() };
 }

@@ -188,7 +188,7 @@ export class Transcript {
   /** @returns {Turn[]} as plain data */
   toJSON() {
     return this.turns.map(({ who, form, at, pieces, reaction_ms, seconds }) => {
-      const text = pieces.map((piece) => piece.text).join('').trim();
+      const text = pieces.reduce((all, piece) => all + piece.text, '').trim();
       return { who, form, at, text, pieces, reaction_ms, seconds };
     });
   }

@@ -1,0 +1,224 @@
+"""A server among strangers who mean no good: nothing crashes or leaks, and the conversation beside notices nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from websockets.asyncio.client import connect as connect_async
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import connect
+
+import moshivis
+from moshivis.inference.conversation import Assistant
+from serve_support import PATIENCE, RunningServer, serving
+
+PICTURE = (Path(moshivis.__file__).parent / "assets" / "example.png").read_bytes()
+FRAMES = 40
+SOUND = (np.random.default_rng(0).standard_normal((FRAMES, 1920)) * 3000).astype("<i2")
+MESSAGES = 10_000
+DOORS = ("/api/chat", "/api/chat?audio=pcm", "/moshi/api/chat", "/v1/realtime", "/v1/live/sessions")
+
+
+@pytest.fixture(scope="module")
+def server(mini: Assistant) -> Iterator[RunningServer]:
+    with serving(mini, sessions=4, first_message_s=300.0, idle_s=300.0, heartbeat_s=60.0) as running:
+        yield running
+
+
+def converse(server: RunningServer, while_: Callable[[], bool] = lambda: False) -> list[bytes]:
+    """Sound of a conversation that gives each frame when it has got the one before, so that none is ever dropped.
+
+    It takes FRAMES frames, and goes on with silence for as long as `while_` says.
+    """
+    said: list[bytes] = []
+    address = f"{server.ws}/api/chat?audio=pcm&picture=1&seed=5&text_temperature=0.7&audio_temperature=0.9"
+    with connect(address, compression=None, open_timeout=PATIENCE, max_size=None) as client:
+        client.send(b"\x08" + PICTURE)
+        while client.recv(timeout=PATIENCE)[0] != 0:
+            pass
+        frame = 0
+        while frame < FRAMES or while_():
+            client.send(b"\x01" + (SOUND[frame].tobytes() if frame < FRAMES else bytes(3840)))
+            while (message := client.recv(timeout=PATIENCE))[0] != 1:
+                pass
+            said.append(bytes(message[1:]))
+            frame += 1
+    return said
+
+
+@contextmanager
+def a_quiet_conversation(server: RunningServer) -> Iterator[None]:
+    """Beside whatever happens, one that must have the same bits as if it were alone."""
+    alone = converse(server)
+    busy, found = threading.Event(), list[list[bytes]]()
+    thread = threading.Thread(target=lambda: found.append(converse(server, lambda: not busy.is_set())))
+    thread.start()
+    try:
+        yield
+    finally:
+        busy.set()
+        thread.join(PATIENCE)
+    assert found and found[0][:FRAMES] == alone
+
+
+def check_well(server: RunningServer) -> None:
+    """Every place is free, and somebody new gets one."""
+    server.wait_idle()
+    assert server.get("/health").status == 200 and server.get("/ready").status == 200
+    assert len(converse(server)) == FRAMES
+    server.wait_idle()
+
+
+def malformed(rng: random.Random) -> bytes | str:
+    """A message that no client sends: noise, known kinds with wrong contents, broken JSON, JSON that means nothing."""
+    noise = rng.randbytes(rng.choice((0, 1, 2, 30, 300, 5000)))
+    events = (
+        "session.start session.update session.close session.image.set session.input_audio.append response.create "
+        "input_audio_buffer.append conversation.item.create conversation.item.truncate response.cancel nothing"
+    ).split()
+    values = [None, True, -1, 10**400, "", "data:image/png;base64,AAAA", "%%%", [], {}, [[[]]], float("nan"), "\ud800"]
+    match rng.randrange(6):
+        case 0:
+            return noise
+        case 1:
+            return bytes([rng.randrange(12)]) + noise
+        case 2:
+            return b"\x01OggS" + noise
+        case 3:
+            return noise.decode("latin-1")
+        case 4:
+            return "[" * rng.choice((1, 50, 4000)) + json.dumps(rng.choice(values))
+    names = ("audio", "session", "item", "image_url", "event_id", "delta", "type", "moshivis", "content")
+    fields = {rng.choice(names): rng.choice(values) for _ in range(rng.randrange(4))}
+    return json.dumps({"type": rng.choice(events), **fields})
+
+
+async def pester(server: RunningServer, rng: random.Random, messages: int) -> int:
+    """Send malformed messages through all doors, over and over; the number that went out."""
+    sent = 0
+    while sent < messages:
+        with suppress(OSError, WebSocketException, TimeoutError):
+            address = server.ws + rng.choice(DOORS)
+            async with connect_async(address, compression=None, open_timeout=PATIENCE, close_timeout=5) as client:
+                for _ in range(rng.randint(1, 60)):
+                    message = malformed(rng)
+                    await client.send(
+                        message.encode("utf-8", "replace").decode() if isinstance(message, str) else message
+                    )
+                    sent += 1
+    return sent
+
+
+def test_ten_thousand_malformed_messages(server: RunningServer) -> None:
+    async def three() -> list[int]:
+        return list(await asyncio.gather(*(pester(server, random.Random(i), MESSAGES // 3 + 1) for i in range(3))))
+
+    with a_quiet_conversation(server):
+        assert sum(asyncio.run(three())) >= MESSAGES
+    check_well(server)
+
+
+def hostile_pictures() -> dict[str, bytes]:
+    def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+        file = io.BytesIO()
+        image.save(file, kind, **options)  # type: ignore[arg-type]
+        return file.getvalue()
+
+    bomb = saved(Image.new("1", (20_000, 15_000)), "PNG")  # 300 megapixels in a few kilobytes
+    frames = [Image.new("P", (64, 64), n) for n in range(20)]
+    animated = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    header = PICTURE[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + PICTURE[24:]
+    return {
+        "bomb": bomb,
+        "header of 2^31 pixels a side": header,
+        "cut": PICTURE[: len(PICTURE) // 2],
+        "animated": animated,
+        "not a picture": b"%PDF-1.7" + bytes(1000),
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
+        "empty file name": b"\x00",
+    }
+
+
+@pytest.mark.parametrize("name", list(hostile_pictures()))
+def test_hostile_pictures(server: RunningServer, name: str) -> None:
+    """Refused with a sentence, or shown (an animation is its first frame); in the middle of a call it goes on."""
+    picture = hostile_pictures()[name]
+    with connect(f"{server.ws}/api/chat?audio=pcm&page=1&picture=0", compression=None, open_timeout=PATIENCE) as client:
+        while client.recv(timeout=PATIENCE)[0] != 0:
+            pass
+        client.send(b"\x08" + picture)
+        while True:
+            client.send(b"\x01" + bytes(3840))
+            message = client.recv(timeout=PATIENCE)
+            if message[0] == 4 and (told := json.loads(message[1:])).get("type") == "image":
+                break
+        assert told["status"] == ("shown" if name == "animated" else "error")
+        assert told["message"] or name == "animated"
+        client.send(b"\x01" + bytes(3840))
+        while client.recv(timeout=PATIENCE)[0] != 1:
+            pass
+    server.wait_idle()
+
+
+def test_half_open_sockets_and_clients_that_never_read(server: RunningServer) -> None:
+    silent = [socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) for _ in range(20)]
+    for one in silent[:10]:
+        one.sendall(b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: webso")
+    deaf = connect(f"{server.ws}/api/chat?audio=pcm", compression=None, open_timeout=PATIENCE, max_queue=1)
+    with a_quiet_conversation(server):
+        for _ in range(30):
+            deaf.send(b"\x01" + bytes(3840 * 8))
+            time.sleep(0.05)
+    deaf.socket.close()
+    for one in silent:
+        one.close()
+    check_well(server)
+
+
+def test_clients_that_are_killed(server: RunningServer) -> None:
+    code = "import sys, time; from websockets.sync.client import connect\n" + (
+        f"c = connect('{server.ws}/api/chat?audio=pcm', compression=None, open_timeout={PATIENCE})\n"
+        "print('in', flush=True)\nwhile True: c.send(b'\\x01' + bytes(3840)); time.sleep(.08)"
+    )
+    with a_quiet_conversation(server):
+        clients = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+        for client in clients:
+            assert client.stdout is not None and client.stdout.readline() == b"in\n"
+            client.send_signal(signal.SIGKILL)
+            client.wait()
+            client.stdout.close()
+    check_well(server)
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_fifty_connections_a_second(server: RunningServer, seconds: int) -> None:
+    async def come_and_go() -> None:
+        with suppress(OSError, WebSocketException, TimeoutError):
+            async with connect_async(server.ws + "/api/chat?audio=pcm", compression=None, open_timeout=PATIENCE) as one:
+                await one.send(b"\x01" + bytes(3840))
+
+    async def storm() -> None:
+        tasks = []
+        for _ in range(50 * seconds):
+            tasks.append(asyncio.create_task(come_and_go()))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*tasks)
+
+    with a_quiet_conversation(server):
+        asyncio.run(storm())
+    check_well(server)
