@@ -67,7 +67,7 @@ def test_the_table_names_the_contender_and_the_last_line_is_json(capsys: pytest.
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_process_streams_what_the_codec_streams(batch: int) -> None:
     """Warm-up and turns of a few frames are one stream, of the codec that we say it is."""
-    (cost,) = measure(TINY, {}, batch=batch, frames=8, warm_up=4)
+    (cost,) = measure(TINY, {}, batch=batch, frames=8, warm_up=4, threads=1)
     codec = random_codec(TINY)
     encoder, decoder = codec.new_encoder_state(batch), codec.new_decoder_state(batch)
     for frame in range(12):
@@ -91,7 +91,7 @@ def test_bytes_are_those_of_weights_used_codebooks_and_rings() -> None:
 
 
 def test_random_weights_make_use_of_the_codebooks() -> None:
-    (cost,) = measure(TINY, {}, batch=4, frames=20, warm_up=0)
+    (cost,) = measure(TINY, {}, batch=4, frames=20, warm_up=0, threads=1)
     assert all(len(np.unique(cost.codes[..., level])) > 3 for level in range(3))
     assert 1e-3 < cost.samples.std() < 1e3
 
@@ -142,7 +142,7 @@ def test_arguments_that_make_no_sense_are_refused(
 @pytest.mark.skipif(not PEER_PYTHON, reason="no MOSHIVIS_PEER_PYTHON")
 def test_the_peers_compute_the_same() -> None:
     peers = dict.fromkeys(("moshi", "rustymimi"), PEER_PYTHON)
-    ours, *others = measure(CodecConfig(), peers, frames=5, warm_up=0)
+    ours, *others = measure(CodecConfig(), peers, batch=1, frames=5, warm_up=0, threads=1)
     for peer in others:
         same = agreement(ours, peer)
         assert same["codes"] > 0.97 and same["wave"] < 1e-3

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +237,14 @@ def test_what_is_not_a_number_is_silence(assistant: Assistant) -> None:
     call = a_call(assistant, bound=3)
     call.push(np.array([np.nan, np.inf, -np.inf, 7.0], np.float32))
     assert np.array_equal(call.take(0.0), np.array([0, 0, 0, 1], np.float32))
+
+
+def test_silence_flows_as_fast_as_time(assistant: Assistant) -> None:
+    call = a_call(assistant, bound=3, on_gap="silence")
+    taken = [now for now in range(100) if call.due(float(now), 1.0) and call.take(float(now)) is None]
+    assert taken == list(range(3, 100))
+    call.push(np.ones(4, np.float32))
+    assert call.take(100.0) is not None and not call.due(101.0, 1.0) and call.due(103.0, 1.0)
 
 
 # sampling of rows -----------------------------------------------------------------------------------------------------

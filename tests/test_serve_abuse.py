@@ -179,12 +179,12 @@ def test_half_open_sockets_and_clients_that_never_read(server: RunningServer) ->
     silent = [socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) for _ in range(20)]
     for one in silent[:10]:
         one.sendall(b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: webso")
-    deaf = connect(f"{server.ws}/api/chat?audio=pcm", compression=None, open_timeout=PATIENCE, max_queue=1)
-    with a_quiet_conversation(server):
+    address = f"{server.ws}/api/chat?audio=pcm"
+    with a_quiet_conversation(server), connect(address, compression=None, open_timeout=PATIENCE, max_queue=1) as deaf:
         for _ in range(30):
             deaf.send(b"\x01" + bytes(3840 * 8))
             time.sleep(0.05)
-    deaf.socket.close()
+        deaf.socket.shutdown(socket.SHUT_RDWR)
     for one in silent:
         one.close()
     check_well(server)

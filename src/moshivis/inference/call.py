@@ -19,6 +19,7 @@ from moshivis.speech_lm.tokenizer import TextStream
 Audio = NDArray[np.float32]
 _UNCHANGED: Any = object()
 MAX_CREDIT = 3.0  # frames that a call may run ahead of the clock, to make up for a network that held them back
+GAP_PERIODS = 2.5  # without a frame for so long, a user is taken to be silent
 DRIFT = 1.01  # clocks of sound cards differ: a call may be so much faster than ours
 
 
@@ -81,6 +82,7 @@ class Call:
         self._image: ImageKV | None = _UNCHANGED
         self._credit, self._credited = MAX_CREDIT, 0.0
         self._wake: Callable[[], None] = lambda: None
+        self._in_gap = False  # silence stands for the user at present
         self.closing: str | None = None  # why the engine is to end the call
         self.over = False
         self.last_step = 0.0
@@ -140,7 +142,8 @@ class Call:
             self._credit = min(MAX_CREDIT, self._credit + (now - self._credited) / period * DRIFT)
             self._credited = now
             waiting = len(self._queue)
-            if not waiting and self.settings.on_gap == "silence" and now - self.last_step > 2.5 * period:
+            patience = (1.0 if self._in_gap else GAP_PERIODS) * period
+            if not waiting and self.settings.on_gap == "silence" and now - self.last_step >= patience:
                 waiting = 1
             return min(waiting, int(self._credit))
 
@@ -149,6 +152,7 @@ class Call:
         with self._lock:
             self._credit -= 1.0
             self.last_step = now
+            self._in_gap = not self._queue
             return self._queue.popleft() if self._queue else None
 
     def take_image(self) -> tuple[bool, ImageKV | None]:

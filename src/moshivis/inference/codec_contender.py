@@ -25,7 +25,6 @@ def moshivis(folder: Path, codebooks: int, batch: int) -> tuple[str, Step, Step]
     import torch
     from safetensors.torch import load_file
 
-    from moshivis import __version__
     from moshivis.checkpoints.mimi import from_released
     from moshivis.codec import Mimi
     from moshivis.config import CodecConfig, from_dict
@@ -44,7 +43,7 @@ def moshivis(folder: Path, codebooks: int, batch: int) -> tuple[str, Step, Step]
     def decode(codes: Any) -> Any:
         return codec.decode_step(decoder, codes)
 
-    return f"{__version__}, torch {torch.__version__}", encode, decode
+    return f"torch {torch.__version__}", encode, decode
 
 
 def moshi(folder: Path, codebooks: int, batch: int) -> tuple[str, Step, Step]:
@@ -59,7 +58,7 @@ def moshi(folder: Path, codebooks: int, batch: int) -> tuple[str, Step, Step]:
     def encode(wave: Any) -> Any:
         return codec.encode(torch.from_numpy(wave))
 
-    return f"{moshi.__version__}, torch {torch.__version__}", encode, torch.no_grad()(codec.decode)
+    return f"{moshi.__version__} torch {torch.__version__}", encode, torch.no_grad()(codec.decode)
 
 
 def rustymimi(folder: Path, codebooks: int, batch: int) -> tuple[str, Step, Step]:
