@@ -8,13 +8,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import moshivis
 from moshivis.serve.static import PAGE
-from page_support import ANSWER, LISTENING, WRITTEN, choose_example, open_browser, until, wait_for_words
+from page_support import ANSWER, PATIENT, WRITTEN, choose_example, open_browser, until, wait_for_words
 from serve_support import serving
 
-SCREENS = {
+SCREENS: dict[str, Any] = {
     "page-desktop": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"},
     "page-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 2},
 }
@@ -31,7 +32,7 @@ def main(out: Path) -> None:
                 choose_example(page)
                 page.click("#tab-gallery")
                 page.click("#call")
-                wait_for_words(page, ANSWER, LISTENING)
+                wait_for_words(page, ANSWER, PATIENT)
                 page.fill("#question", WRITTEN)
                 page.wait_for_timeout(1500)
                 page.evaluate("document.querySelector('.talk').scrollIntoView({ block: 'nearest' })")

@@ -28,7 +28,8 @@ WRITTEN, WRITTEN_ANSWER = "How many stars are there?", {"one", "star"}
 
 RATE = 48000  # of the browser's microphone
 GREETING = 7.0  # seconds of silence in which the model says hello
-LISTENING = 60.0  # seconds of silence after the question; the file is repeated
+LISTENING = 13.0  # seconds of silence after it; then the browser repeats it all
+PATIENT = 3 * (GREETING + LISTENING)  # seconds: the embedded model does not get every question right
 STRANGER = "moshivis.example"  # a name that leads to this machine but is none of its own
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -210,12 +210,17 @@ def test_settings_out_of_range_are_named(engine: Engine, name: str, value: float
 # a call's queue -------------------------------------------------------------------------------------------------------
 
 
-def a_call(assistant: Assistant, bound: int) -> Call:
-    call = Call(
-        1, CallSettings(**vars(RowSettings.usual(assistant.sampling))), print, TextStream(assistant.tokenizer), 4, bound
-    )
+def a_call(assistant: Assistant, bound: int, **settings: Any) -> Call:
+    usual = CallSettings(**vars(RowSettings.usual(assistant.sampling)), **settings)
+    call = Call(1, usual, print, TextStream(assistant.tokenizer), frame_size=4, bound=bound)
     call.attach(lambda: None, 0.0)
     return call
+
+
+def taken(call: Call) -> np.ndarray:
+    frame = call.take(0.0)
+    assert frame is not None
+    return frame
 
 
 @settings(max_examples=60, deadline=None)
@@ -230,19 +235,19 @@ def test_the_queue_keeps_the_newest_whole_frames(assistant: Assistant, sizes: li
     whole = stream[: len(stream) // 4 * 4].reshape(-1, 4)
     assert dropped == call.dropped == max(0, len(whole) - 3) and call.queued == min(3, len(whole))
     for frame in whole[-3:]:
-        assert np.array_equal(call.take(0.0), frame)
+        assert np.array_equal(taken(call), frame)
 
 
 def test_what_is_not_a_number_is_silence(assistant: Assistant) -> None:
     call = a_call(assistant, bound=3)
     call.push(np.array([np.nan, np.inf, -np.inf, 7.0], np.float32))
-    assert np.array_equal(call.take(0.0), np.array([0, 0, 0, 1], np.float32))
+    assert np.array_equal(taken(call), np.array([0, 0, 0, 1], np.float32))
 
 
 def test_silence_flows_as_fast_as_time(assistant: Assistant) -> None:
     call = a_call(assistant, bound=3, on_gap="silence")
-    taken = [now for now in range(100) if call.due(float(now), 1.0) and call.take(float(now)) is None]
-    assert taken == list(range(3, 100))
+    steps = [now for now in range(100) if call.due(float(now), 1.0) and call.take(float(now)) is None]
+    assert steps == list(range(3, 100))
     call.push(np.ones(4, np.float32))
     assert call.take(100.0) is not None and not call.due(101.0, 1.0) and call.due(103.0, 1.0)
 

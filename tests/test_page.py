@@ -24,7 +24,7 @@ from moshivis.serve.static import PAGE
 from page_support import (
     ANSWER,
     CHROMIUM,
-    LISTENING,
+    PATIENT,
     STRANGER,
     WRITTEN,
     WRITTEN_ANSWER,
@@ -161,7 +161,7 @@ def test_a_spoken_question_gets_a_spoken_answer(server: RunningServer, visitor: 
     before = server.hall.engine.stats()
     page.click("#call")
     visitor.wait_state("talking")
-    wait_for_words(page, ANSWER, LISTENING)
+    wait_for_words(page, ANSWER, PATIENT)
     visitor.hear(2.5)
     report = page.evaluate("window.buffer")
     after = server.hall.engine.stats()
@@ -229,7 +229,7 @@ def test_a_written_question_is_answered_in_writing(server: RunningServer, visito
         page.fill("#question", WRITTEN)
         page.keyboard.press("Enter")
     sent = request.value.post_data_json
-    assert sent["text"] == WRITTEN and sent["image"].startswith("data:image/png;base64,")
+    assert sent is not None and sent["text"] == WRITTEN and sent["image"].startswith("data:image/png;base64,")
     wait_for_words(page, WRITTEN_ANSWER, 60)
     page.click("#examples button >> nth=0")  # questions to try are asked in the same way
     until(page, "moshivis.transcript.turns.length === 4 && moshivis.transcript.turns[3].pieces.length > 0")
