@@ -12,7 +12,7 @@ from typing import Any
 
 import moshivis
 from moshivis.serve.static import PAGE
-from page_support import ANSWER, PATIENT, WRITTEN, choose_example, open_browser, until, wait_for_words
+from page_support import ANSWER, PATIENT, choose_example, open_browser, until, wait_for_words
 from serve_support import serving
 
 SCREENS: dict[str, Any] = {
@@ -33,9 +33,13 @@ def main(out: Path) -> None:
                 page.click("#tab-gallery")
                 page.click("#call")
                 wait_for_words(page, ANSWER, PATIENT)
-                page.fill("#question", WRITTEN)
+                page.wait_for_timeout(2500)
+                page.fill("#question", "What colour is the star?")
+                page.keyboard.press("Enter")
+                until(page, "moshivis.transcript.turns.at(-1).form === 'written'")
+                until(page, "moshivis.transcript.turns.at(-1).pieces.length > 0")
+                page.evaluate("document.activeElement.blur()")
                 page.wait_for_timeout(1500)
-                page.evaluate("document.querySelector('.talk').scrollIntoView({ block: 'nearest' })")
                 page.screenshot(path=out / f"{name}.png")
                 page.context.close()
 

@@ -38,7 +38,8 @@ export class Transcript {
     /** @type {Turn[]} */
     this.turns = [];
     this.started = performance.now();
-    this.current = null;
+    this.current = null; // what the model is saying
+    this.interrupted = false; // by the user, since the model's turn began
     this.reaction = null;
     this.root.replaceChildren(this.welcome);
   }
@@ -51,17 +52,17 @@ export class Transcript {
   say(text, level) {
     const now = performance.now();
     const pause = now - this.lastPiece;
-    const ended = /[.?!]\s*$/.test(this.current?.element.textContent ?? '');
-    if (!this.current || pause > PAUSE || (ended && pause > AFTER_SENTENCE)) this.beginAnswer('spoken');
+    const ended = this.interrupted || /[.?!]\s*$/.test(this.current?.element.textContent ?? '');
+    if (!this.current || pause > PAUSE || (ended && pause > AFTER_SENTENCE)) this.beginAnswer();
     this.lastPiece = now;
     this.addPiece(this.current, text, level);
     this.announce();
   }
 
-  /** @param {'spoken'|'written'} form */
-  beginAnswer(form) {
+  beginAnswer() {
     this.finishSentence();
-    this.current = this.addTurn({ who: 'model', form, pieces: [] });
+    this.interrupted = false;
+    this.current = this.addTurn({ who: 'model', form: 'spoken', pieces: [] });
     if (this.reaction !== null) this.showReaction();
   }
 
@@ -79,20 +80,21 @@ export class Transcript {
   /** ms from the user's last word to the answer's first sound; belongs to the answer that begins now or just has. */
   react(ms) {
     this.reaction = ms;
-    if (this.current?.form === 'spoken' && performance.now() - this.lastPiece < PAUSE) this.showReaction();
+    if (this.current && performance.now() - this.lastPiece < PAUSE) this.showReaction();
   }
 
   showReaction() {
     if (this.current.reaction_ms === undefined) {
       this.current.reaction_ms = Math.round(this.reaction);
       this.current.meta.textContent = `after ${(this.reaction / 1000).toFixed(2)} s`;
+      this.follow();
     }
     this.reaction = null;
   }
 
   /** The user begins to speak. */
   beginSpeech() {
-    this.finishSentence();
+    this.interrupted = true;
     this.reaction = null;
     this.speech = this.addTurn({ who: 'you', form: 'spoken', pieces: [] });
     this.speech.levels = [];
@@ -121,7 +123,7 @@ export class Transcript {
    * @returns {(pieces: {text: string, level: number|null}[]|null) => void} takes the answer, null if there is none
    */
   ask(text) {
-    this.finishSentence();
+    this.interrupted = true;
     const question = this.addTurn({ who: 'you', form: 'written', pieces: [] });
     this.addPiece(question, text, null);
     const answer = this.addTurn({ who: 'model', form: 'written', pieces: [] });
@@ -135,6 +137,7 @@ export class Transcript {
       }
       for (const { text, level } of pieces) this.addPiece(answer, text, level);
       answer.meta.textContent = 'in writing';
+      this.follow();
       this.spoken.textContent = answer.element.textContent;
     };
   }
@@ -181,7 +184,7 @@ export class Transcript {
 
   finishSentence() {
     clearTimeout(this.timer);
-    if (this.current?.form === 'spoken') this.spoken.textContent = this.current.element.textContent;
+    if (this.current) this.spoken.textContent = this.current.element.textContent;
     this.current = null;
   }
 
