@@ -258,7 +258,7 @@ def _memory(url: str) -> float:
 
 def _table(reports: list[LoadReport]) -> Table:
     table = Table(title="conversations at once")
-    headings = ("sessions", "accepted", "tick p50", "p99 ms", "missed", "late", "dropped", "reaction ms", "MB", "")
+    headings = ("n", "accepted", "tick ms", "p99", "missed", "late", "dropped", "reaction ms", "MB", "")
     for heading in headings:
         table.add_column(heading, justify="right")
     for report in reports:
