@@ -20,6 +20,7 @@ photographs.
 A second version: of 300 fresh questions it answers 74 % in writing, 53 % spoken in voices of its training and 27 % in
 a voice kept out of it; goals are 85 % and 75 %. A recogniser trained on the assistant's original voice errs in 33 % of
 the words that it speaks, and in 14 % of those of held-out originals. Descriptions are not measured yet. The speech LM
-was trained in two sittings: 3,250 steps with earlier versions of the recipe, then the 6,000 steps of the present one.
+was trained in two sittings: 3,250 steps with earlier versions of the recipe, then 6,000 during which its rate and its
+mix of samples became what they are now. The adapters' mix was changed on the way as well.
 `python -m moshivis.mini measure` prints these figures.
 """
