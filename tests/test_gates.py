@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from moshivis.evaluation.gates import RELEASED_SCALE, WIDTH, colour_index, draw_gates, scale_for
-from moshivis.inference.colour import PALETTE
+from moshivis.config import AdapterConfig
+from moshivis.evaluation.gates import WIDTH, draw_gates
+from moshivis.inference.colour import PALETTE, RELEASED_SCALE, GateScale
 from moshivis.inference.conversation import TextPiece
 from moshivis.inference.talk import TalkResult, Turn
 
 PICTURE = Image.new("RGB", (120, 80), "#123456")
+SCALE = GateScale(low=0.005, width=0.295)
 
 
 def conversation(answer: str, gates: list[float], *, model: str = "mini", form: str = "spoken") -> TalkResult:
@@ -50,25 +52,20 @@ def area(picture: Image.Image, colour: str) -> int:
     ("gate", "index"), [(-1.0, 0), (0.0, 0), (0.005, 0), (0.0066, 1), (0.013, 5), (0.0209, 10), (0.021, 10), (0.5, 10)]
 )
 def test_the_released_scale(gate: float, index: int) -> None:
-    assert colour_index(gate) == index == RELEASED_SCALE.index(gate)
+    assert RELEASED_SCALE.index(gate) == index
     assert RELEASED_SCALE.colour(gate) == PALETTE[index]
 
 
-def test_released_models_have_their_scale_and_others_their_own_range() -> None:
-    gates = [0.3, 0.5, 0.4]
-    assert scale_for(conversation("a b c", gates, model="moshika-vis")) is RELEASED_SCALE
-    scale = scale_for(conversation("a b c", gates))
-    assert [scale.index(gate) for gate in gates] == [0, 10, 5]
-    assert "this conversation" in scale.name
-    alike = scale_for(conversation("a b", [0.2, 0.2]))
-    assert alike.index(0.2) == 5
-    assert scale_for(conversation("", [])).index(0.0) == 5
+def test_every_model_has_its_own_scale() -> None:
+    scale = GateScale.of(AdapterConfig(gate_scale=(0.3, 0.2)))
+    assert [scale.index(gate) for gate in (0.3, 0.5, 0.4)] == [0, 10, 5]
+    assert GateScale.of(None) == GateScale.of(AdapterConfig()) == RELEASED_SCALE
 
 
 def test_words_are_painted_in_the_colour_of_their_gate() -> None:
     green, orange = PALETTE[0], PALETTE[10]
-    small = draw_gates(conversation("I I see", [0.005, 0.013, 0.021], model="moshika-vis"), PICTURE)
-    large = draw_gates(conversation("watermelon I I", [0.005, 0.013, 0.021], model="moshika-vis"), PICTURE)
+    small = draw_gates(conversation("I I see", [0.005, 0.013, 0.021], model="moshika-vis"), PICTURE, RELEASED_SCALE)
+    large = draw_gates(conversation("watermelon I I", [0.005, 0.013, 0.021], model="moshika-vis"), PICTURE, RELEASED_SCALE)
     assert area(large, green) > area(small, green) > 1000  # the legend, and a longer word
     assert area(large, orange) < area(small, orange)
     assert small.width == WIDTH
@@ -78,10 +75,10 @@ def test_words_are_painted_in_the_colour_of_their_gate() -> None:
 def test_a_long_transcript_makes_a_taller_picture_and_stays_inside() -> None:
     words = " ".join(["watermelon"] * 200 + ["a" * 300])
     gates = list(np.linspace(0.1, 0.2, 201))
-    short = draw_gates(conversation("watermelon", [0.1]), PICTURE)
-    long = draw_gates(conversation(words, gates), PICTURE)
+    short = draw_gates(conversation("watermelon", [0.1]), PICTURE, SCALE)
+    long = draw_gates(conversation(words, gates), PICTURE, SCALE)
     assert long.height > short.height + 500
-    one_word = draw_gates(conversation("watermelon " * 200, [0.1] * 200), None)
+    one_word = draw_gates(conversation("watermelon " * 200, [0.1] * 200), None, SCALE)
     assert one_word.height < long.height  # without a picture the lines are longer
     margin = np.asarray(long.crop((WIDTH - 20, 0, WIDTH, 600)))
     wrapped = np.asarray(one_word.crop((WIDTH - 20, 0, WIDTH, 400)))
@@ -90,10 +87,10 @@ def test_a_long_transcript_makes_a_taller_picture_and_stays_inside() -> None:
 
 @pytest.mark.parametrize("form", ["spoken", "written"])
 def test_nothing_said_and_no_picture_can_be_drawn_too(form: str) -> None:
-    silent = draw_gates(conversation("", [], form=form), None)
+    silent = draw_gates(conversation("", [], form=form), None, SCALE)
     assert silent.width == WIDTH and silent.height > 300
     asked = conversation("yes it is", [0.1, 0.3, 0.2], form=form)
-    drawn = draw_gates(asked, None)
+    drawn = draw_gates(asked, None, SCALE)
     assert area(drawn, PALETTE[10]) > area(silent, PALETTE[10])
     flat = dataclasses.replace(asked, gates=(0.0,) * asked.frames)
-    assert draw_gates(flat, None).size == drawn.size
+    assert draw_gates(flat, None, SCALE).size == drawn.size

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from moshivis.adapters.gated_cross_attention import Gate
 from moshivis.config import Activation, AdapterConfig, NormName
-from moshivis.inference.colour import PALETTE, colour_index
+from moshivis.inference.colour import PALETTE, RELEASED_SCALE
 from moshivis.inference.sampling import sample
 from moshivis.layers.feed_forward import GatedFeedForward, activate, gated_width
 from moshivis.layers.norm import make_norm
@@ -118,5 +118,5 @@ def test_sampling_draws_what_the_release_draws() -> None:
 
 def test_colours() -> None:
     gates, colours = OUTPUTS["color.gate"].tolist(), OUTPUTS["color.index"].tolist()
-    assert [colour_index(gate) for gate in gates] == colours
+    assert [RELEASED_SCALE.index(gate) for gate in gates] == colours
     assert len(PALETTE) == 1 + max(colours)

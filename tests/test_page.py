@@ -188,6 +188,26 @@ def test_a_spoken_question_gets_a_spoken_answer(server: RunningServer, visitor: 
     assert visitor.pictures == [(Path(PAGE).parents[1] / "assets" / "example.png").read_bytes()]
 
 
+def test_a_recording_takes_both_sides_in_any_order(server: RunningServer, visitor: Visitor) -> None:
+    """The model's first sound may be handed over after the user's, though it was played before."""
+    page = visitor.open(server.url)
+    lengths = page.evaluate(
+        """async () => {
+          const { Recording } = await import('./recording.js');
+          const recording = new Recording();
+          recording.begin();
+          const seconds = [];
+          for (const [who, at] of [['you', 4800], ['model', 0], ['you', 28800], ['model', 2400]]) {
+            recording.add(who, new Float32Array(2400).fill(0.5), at);
+            seconds.push(recording.seconds);
+          }
+          return [...seconds, recording.blocks.you.length, recording.blocks.model.length];
+        }"""
+    )
+    assert lengths == [0.1, 0.3, 1.3, 1.3, 2, 2]
+    assert visitor.complaints == []
+
+
 def test_the_recording_can_be_saved(server: RunningServer, visitor: Visitor) -> None:
     page = visitor.open(server.url)
     page.click("#call")

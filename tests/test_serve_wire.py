@@ -35,7 +35,7 @@ def test_messages_as_bytes() -> None:
     assert wire.HANDSHAKE == bytes(9)
     assert wire.PING == b"\x06"
     assert wire.text(" hé") == b"\x02 h\xc3\xa9"
-    assert wire.coloured(" a", 0.0) == b"\x07\x00 a" and wire.coloured("b", 1.0) == b"\x07\x0ab"
+    assert wire.coloured(" a", 0) == b"\x07\x00 a" and wire.coloured("b", 10) == b"\x07\x0ab"
     assert wire.error("no") == b"\x05no"
     assert wire.metadata({"a": "é"}) == b'\x04{"a":"\xc3\xa9"}'
     assert wire.message(Kind.AUDIO, b"OggS") == b"\x01OggS"

@@ -180,6 +180,7 @@ class AdapterConfig:
     end: int | None = None  # None = for ever; otherwise acts for this many steps (model.md 4.4)
     # Generation: every layer uses its own keys and values, or all use the first one's, as the release does (4.2).
     stream_keys: Literal["own", "first"] = "own"
+    gate_scale: tuple[float, float] = (0.005, 0.016)  # of a transcript's colours (5.5): lowest gate, width
 
 
 @dataclass(frozen=True, kw_only=True)

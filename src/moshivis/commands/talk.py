@@ -19,7 +19,8 @@ from rich.text import Text
 
 from moshivis.audio import read_audio, write_wav
 from moshivis.errors import InputError
-from moshivis.evaluation.gates import GateScale, draw_gates, scale_for
+from moshivis.evaluation.gates import draw_gates
+from moshivis.inference.colour import GateScale
 from moshivis.files import atomic_write
 from moshivis.inference.conversation import Assistant, TextPiece, load
 from moshivis.inference.sampling import Sampling
@@ -48,9 +49,10 @@ def run_talk(arguments: argparse.Namespace) -> int:
             on_frame=on_frame,
         )
     audio = _write_audio(result, out)
+    scale = GateScale.of(assistant.config.adapters)
     if gates is not None:
-        _write_picture(draw_gates(result, picture), gates)
-    _print_transcript(console, result)
+        _write_picture(draw_gates(result, picture, scale), gates)
+    _print_transcript(console, result, scale)
     _print_summary(console, result, audio, gates, spoken_asked=arguments.out is not None)
     if arguments.json:
         paths = {"audio": audio or None, "gates": None if gates is None else str(gates)}
@@ -153,8 +155,7 @@ def _writing(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _print_transcript(console: Console, result: TalkResult) -> None:
-    scale = scale_for(result)
+def _print_transcript(console: Console, result: TalkResult, scale: GateScale) -> None:
     ends = [turn.frame for turn in result.turns[1:]] + [result.frames]
     begin = 0
     for turn, end in zip(result.turns, ends, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor
 from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.conform.generate import generate
 from moshivis.conform.parts import Built
-from moshivis.inference.colour import colour_index
+from moshivis.inference.colour import RELEASED_SCALE
 from moshivis.inference.sampling import GREEDY
 from moshivis.vision.image import resize_bicubic, to_pixels
 
@@ -94,5 +94,5 @@ class ImageRuns:
         first = self.spec.get("src_from", 0)
         user = self.inputs["user"].to(self.weight.device)
         results = generate(self.parts, user, lambda step: image_kv if step >= first else None, GREEDY, expected)
-        results["color"] = torch.tensor([colour_index(float(gate)) for gate in results["gate_weight"]])
+        results["color"] = torch.tensor([RELEASED_SCALE.index(float(gate)) for gate in results["gate_weight"]])
         return results

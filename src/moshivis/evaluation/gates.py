@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from moshivis.inference.colour import PALETTE
-from moshivis.inference.colour import colour_index as colour_index  # the released scale, for who looks for it here
+from moshivis.inference.colour import PALETTE, GateScale
 from moshivis.inference.conversation import TextPiece
 from moshivis.inference.talk import TalkResult
 
@@ -23,38 +22,8 @@ LINE, CURVE = 50, 250
 PAPER, INK, PALE, RULE = "#fcfcfb", "#22262b", "#6d747c", "#d5d8dc"
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateScale:
-    """What gate has which colour: `low` is the greenest, `low + width` the most orange."""
-
-    low: float
-    width: float
-    name: str
-
-    def index(self, gate: float) -> int:
-        """0 to 10, an index of the palette."""
-        share = (gate - self.low) / self.width if self.width > 0 else 0.5
-        return round(min(max(share, 0.0), 1.0) * 10)
-
-    def colour(self, gate: float) -> str:
-        """As `#rrggbb`."""
-        return PALETTE[self.index(gate)]
-
-
-RELEASED_SCALE = GateScale(low=0.005, width=0.016, name="scale of the released model")
-
-
-def scale_for(result: TalkResult) -> GateScale:
-    """The released scale for released models; for others, whose gates range elsewhere, that of the conversation."""
-    if result.model.startswith("moshi"):
-        return RELEASED_SCALE
-    gates = [piece.gate for piece in result.pieces] or [0.0]
-    return GateScale(low=min(gates), width=max(gates) - min(gates), name="scale of this conversation, least to most")
-
-
-def draw_gates(result: TalkResult, picture: Image.Image | None, scale: GateScale | None = None) -> Image.Image:
+def draw_gates(result: TalkResult, picture: Image.Image | None, scale: GateScale) -> Image.Image:
     """The transcript coloured by its gates beside the picture, a legend, and the gate over time."""
-    scale = scale or scale_for(result)
     left = MARGIN + (PICTURE + MARGIN if picture is not None else 0)
     words = list(_lay_out(result, left, WIDTH - MARGIN))
     text_end = max((mark.y for mark in words), default=MARGIN) + LINE
@@ -174,7 +143,7 @@ def _draw_legend(pen: ImageDraw.ImageDraw, scale: GateScale, top: int) -> None:
     pen.text((x, top + 36), f"{scale.low:.4f}", fill=PALE, font=small)
     high = f"{scale.low + scale.width:.4f}"
     pen.text((end - 3 - small.getlength(high), top + 36), high, fill=PALE, font=small)
-    pen.text((end + gap + small.getlength("image") + 40, top + 4), f"gate, {scale.name}", fill=PALE, font=small)
+    pen.text((end + gap + small.getlength("image") + 40, top + 4), "gate", fill=PALE, font=small)
 
 
 def _draw_curve(pen: ImageDraw.ImageDraw, result: TalkResult, scale: GateScale, top: int) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from moshivis.config import AdapterConfig
+
 PALETTE = (
     "#38c886", "#5bd09a", "#80d9af", "#a4e2c4", "#c8ead9",
     "#f2f1f1",
@@ -9,6 +13,26 @@ PALETTE = (
 )  # fmt: skip
 
 
-def colour_index(gate: float) -> int:
-    """0 to 10, an index of PALETTE, for the aggregated gate of a frame."""
-    return round(min(max((gate - 0.005) / 0.016, 0.0), 1.0) * 10)
+@dataclass(frozen=True, kw_only=True)
+class GateScale:
+    """What gate has which colour: `low` is the greenest, `low + width` the most orange."""
+
+    low: float
+    width: float
+
+    @classmethod
+    def of(cls, adapters: AdapterConfig | None) -> GateScale:
+        """That of a model: gates of differently trained adapters range differently."""
+        low, width = (adapters or AdapterConfig()).gate_scale
+        return cls(low=low, width=width)
+
+    def index(self, gate: float) -> int:
+        """0 to 10, an index of PALETTE, for the aggregated gate of a frame."""
+        return round(min(max((gate - self.low) / self.width, 0.0), 1.0) * 10)
+
+    def colour(self, gate: float) -> str:
+        """As `#rrggbb`."""
+        return PALETTE[self.index(gate)]
+
+
+RELEASED_SCALE = GateScale.of(None)

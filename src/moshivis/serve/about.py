@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from moshivis import __version__
 from moshivis.errors import InputError
+from moshivis.inference.colour import GateScale
 from moshivis.inference.conversation import EMBEDDED
 from moshivis.inference.rows import MAX_PADDING_BIAS, MAX_TEMPERATURE, MAX_TOP_K
 from moshivis.mini.drawing import draw_scene
@@ -55,6 +56,7 @@ def describe(hall: Hall) -> dict[str, Any]:
         "name": config.name,
         "miniature": miniature,
         "version": __version__,
+        "gate_scale": dataclasses.asdict(GateScale.of(config.adapters)),
         "sees": engine.assistant.model.adapters is not None,
         "ready": engine.ready,
         "accepting": hall.accepting,

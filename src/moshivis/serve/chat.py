@@ -19,6 +19,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moshivis.errors import InputError
+from moshivis.inference.colour import GateScale
 from moshivis.inference.engine import Busy
 from moshivis.serve import wire
 from moshivis.serve.about import describe
@@ -208,12 +209,13 @@ class _Chat:
         """Until the conversation is over."""
         writer = OpusWriter() if self.query.audio == "ogg" else PcmWriter(PCM)
         colours = self.query.page or self.query.picture_first
+        scale = GateScale.of(self.hall.engine.assistant.config.adapters)
         async for said in session:
             payload = writer.write(said.audio)
             if payload:
                 await self._send(wire.message(Kind.AUDIO, payload))
             if said.text:
-                await self._send(wire.coloured(said.text, said.gate) if colours else wire.text(said.text))
+                await self._send(wire.coloured(said.text, scale.index(said.gate)) if colours else wire.text(said.text))
             if self.query.page:
                 self.gates.append((said.frame, round(said.gate, 5)))
 

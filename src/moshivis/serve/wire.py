@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from moshivis import __version__
 from moshivis.errors import InputError
-from moshivis.inference.colour import colour_index
 
 if TYPE_CHECKING:  # the client needs the protocol, but no model
     from moshivis.inference.call import CallSettings
@@ -67,9 +66,9 @@ def text(piece: str) -> bytes:
     return message(Kind.TEXT, piece.encode())
 
 
-def coloured(piece: str, gate: float) -> bytes:
-    """Text whose colour tells how much came from the picture."""
-    return message(Kind.COLOURED, bytes([colour_index(gate)]) + piece.encode())
+def coloured(piece: str, level: int) -> bytes:
+    """Text with the level, 0 to 10, of how much came from the picture."""
+    return message(Kind.COLOURED, bytes([level]) + piece.encode())
 
 
 def error(sentence: str) -> bytes:

@@ -7,7 +7,7 @@ import { PicturePanel } from './picture.js';
 import { obstacle } from './problems.js';
 import { download, Recording } from './recording.js';
 import { keep, recall, Settings } from './settings.js';
-import { GateCurve, gateLevel, RELEASED_SCALE, Transcript } from './transcript.js';
+import { GateCurve, gateLevel, Transcript } from './transcript.js';
 import { server } from './wire.js';
 
 const TOKEN = 'moshivis.token';
@@ -122,7 +122,6 @@ setInterval(() => {
 
 function metadata(data) {
   if (data.type === 'gate') {
-    stretchScale(data.values);
     curve.add(data.values);
   } else if (data.type === 'settings') {
     ends = data.session_s ?? Infinity;
@@ -147,13 +146,6 @@ function showBuffer({ level, missed, underruns }) {
   element('fact-missed').title = `${underruns} times`;
 }
 
-/** A model whose gates range elsewhere than the released one's, and which does not say where, is measured. */
-function stretchScale(gates) {
-  if (info?.gate_scale) return;
-  const { low, width } = curve.scale;
-  curve.scale = { low, width: Math.max(width, Math.max(...gates) - low) };
-}
-
 // in writing -----------------------------------------------------------------------------------------------------------
 
 element('ask').addEventListener('submit', (event) => {
@@ -171,7 +163,6 @@ async function ask(text) {
     const body = JSON.stringify({ text, image: blob ? await dataUri(blob) : null });
     const headers = { 'Content-Type': 'application/json' };
     const { pieces } = await (await server.fetch('api/ask', {}, { method: 'POST', headers, body })).json();
-    stretchScale(pieces.map((piece) => piece.gate));
     answer(pieces.map((piece) => ({ text: piece.text, level: blob ? gateLevel(piece.gate, curve.scale) : 0 })));
   } catch (error) {
     answer(null);
@@ -325,7 +316,7 @@ function describeModel() {
   element('help-model').textContent = `${about} Version ${info.version}, with room for ${info.slots} calls at once.`;
   settings.setUsual(info.sampling);
   curve.frameRate = info.frame_rate;
-  curve.scale = info.gate_scale ?? RELEASED_SCALE;
+  curve.scale = info.gate_scale;
   const buttons = info.questions.map((question) => {
     const button = document.createElement('button');
     button.type = 'button';

@@ -27,10 +27,9 @@ export class Recording {
     const place = at + this.shift;
     const row = this.blocks[who];
     row.push({ at: place, samples: Int16Array.from(samples, toInt16) });
-    this.from ??= place;
     this.to = Math.max(this.to, place + samples.length);
-    this.from = Math.max(this.from, this.to - MOST);
-    while (row[0].at < this.from) row.shift();
+    this.from = Math.max(Math.min(this.from ?? place, place), this.to - MOST); // the sides arrive in any order
+    while (row.length && row[0].at < this.from) row.shift();
   }
 
   get seconds() {

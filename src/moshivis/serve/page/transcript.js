@@ -6,10 +6,10 @@ const SEEN = 7; // from this level on a word is underlined, for those who see th
 const CURVE_SECONDS = 24;
 
 /**
- * What gate has which level. Released models have a range of their own; others are measured as they speak.
+ * What gate has which level; the server tells that of its model.
  * @typedef {{low: number, width: number}} GateScale
  */
-export const RELEASED_SCALE = { low: 0.005, width: 0.016 };
+const RELEASED_SCALE = { low: 0.005, width: 0.016 };
 
 /** @param {number} gate @param {GateScale} scale @returns {number} 0 to 10 */
 export function gateLevel(gate, scale) {
