@@ -29,8 +29,8 @@ def test_weights_are_small_and_nothing_but_data(embedded: Checkpoint) -> None:
 
 
 @pytest.mark.skipif(
-    any(shutil.which(program) is None for program in ("espeak-ng", "flite")),
-    reason="speech programs not installed: espeak-ng, flite",
+    any(shutil.which(program) is None for program in ("espeak-ng", "flite", "rsvg-convert")),
+    reason="not installed: espeak-ng, flite or librsvg2-bin",
 )
 def test_new_scenes_are_answered_as_well_as_stated(embedded: Checkpoint) -> None:
     result = measure(embedded, load_listener(WEIGHTS), count=36, seed=99)

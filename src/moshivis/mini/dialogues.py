@@ -30,6 +30,9 @@ HEARD_DELAY = 2  # frames after a user's word ends at which it should have been 
 # Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
 # about several times: finding the right one of two objects is what takes longest to learn.
 TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.2
+# In writing, much of pretraining is a scene followed by all there is to say about its things, in any order: every few
+# tokens a fact of the right one of several things is due, four times as often as in questions and answers.
+RECITAL_SHARE = 0.45
 TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
@@ -273,6 +276,8 @@ class Written:
         self.tokenizer, self.length, self.levels, self.user_weight = tokenizer, length, num_codebooks, user_weight
 
     def without_picture(self, rng: random.Random) -> Sample:
+        if rng.random() < RECITAL_SHARE:
+            return self._recital(rng)
         return self._conversation(rng, self._turns_without_picture(rng))
 
     def with_picture(self, scene: Scene, rng: random.Random, families: tuple[str, ...]) -> Sample:
@@ -305,6 +310,20 @@ class Written:
             if turn is not None:
                 yield "", turn
 
+    def _recital(self, rng: random.Random) -> Sample:
+        """Scenes that the user tells, each followed by all its facts in any order; cut at the end."""
+        tokens: list[int] = []
+        weights: list[float] = []
+        while len(tokens) < self.length:
+            scene = said_scene(sample_scene(rng, rng.choice((2, 2, 3, 4))), rng)
+            facts = list(grammar.scene_facts(scene))
+            rng.shuffle(facts)
+            told = self.tokenizer.encode(", ".join(grammar.scene_phrases(scene, rng)) + ".")
+            said = [END_OF_PADDING, *self.tokenizer.encode(grammar.capitalise(", ".join(facts)) + "."), PADDING]
+            tokens += told + said
+            weights += [self.user_weight] * len(told) + [1.0] * len(said)
+        return self._sample(np.array(tokens[: self.length]), np.array(weights[: self.length]))
+
     def _conversation(self, rng: random.Random, turns: Iterator[tuple[str, Turn]]) -> Sample:
         tokens = [END_OF_PADDING, *self.tokenizer.encode(rng.choice(grammar.GREETINGS)), PADDING]
         weights = [1.0] * len(tokens)
@@ -319,10 +338,12 @@ class Written:
             tokens += asked + answered
             weights += [self.user_weight] * len(asked) + [1.0] * len(answered)
         missing = self.length - len(tokens)
-        text = np.array(tokens + [PADDING] * missing)
-        weight = np.array(weights + [0.0] * missing, dtype=np.float32)
+        return self._sample(np.array(tokens + [PADDING] * missing), np.array(weights + [0.0] * missing))
+
+    def _sample(self, text: np.ndarray, weight: np.ndarray) -> Sample:
         none = np.full((self.levels, self.length), -1)
-        return Sample(text, none, none, np.full(self.length, IGNORE), weight, np.zeros(self.length, bool))
+        heard, audible = np.full(self.length, IGNORE), np.zeros(self.length, bool)
+        return Sample(text, none, none, heard, weight.astype(np.float32), audible)
 
 
 def _ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:

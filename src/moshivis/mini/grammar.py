@@ -14,7 +14,7 @@ from typing import Any
 from moshivis.mini import knowledge
 from moshivis.mini.answers import ATTRIBUTES, answer, describe_phrase, description_parts, missing
 from moshivis.mini.judge import judge
-from moshivis.mini.language import NUMBERS, PLACE_PHRASES, normalise, object_phrase, plural
+from moshivis.mini.language import NUMBERS, PLACE_PHRASES, capitalise, normalise, object_phrase, plural
 from moshivis.mini.questions import (
     FAMILIES,
     MAX_PHRASINGS,
@@ -49,11 +49,14 @@ __all__ = [
     "and_phrase",
     "answer",
     "ask",
+    "capitalise",
     "describe_phrase",
     "description_parts",
     "judge",
     "normalise",
+    "paraphrase",
     "sample_query",
+    "scene_facts",
     "scene_phrases",
     "there_phrase",
     "vocabulary",
@@ -185,6 +188,26 @@ def scene_phrases(scene: Scene, rng: random.Random) -> list[str]:
     """A user's words for a scene, one phrase an object; use `said_scene` first to leave something out."""
     first, *others = scene.objects
     return [there_phrase(first, rng.randrange(30)), *(and_phrase(thing, rng.randrange(30)) for thing in others)]
+
+
+def paraphrase(scene: Scene, rng: random.Random) -> str:
+    """One of many descriptions of the whole scene, its things in any order: what a description is compared with."""
+    things = list(scene.objects)
+    rng.shuffle(things)
+    return ", ".join(scene_phrases(Scene(tuple(things), scene.background), rng)) + "."
+
+
+def scene_facts(scene: Scene) -> Iterator[str]:
+    """All that can be said of a scene's things one by one: 'the star is blue', 'the blue one is at the top'."""
+    for thing in scene.objects:
+        if sum(other.shape == thing.shape for other in scene.objects) == 1:
+            for kind in ("colour", "size", "place"):
+                if value := getattr(thing, kind):
+                    yield f"the {thing.shape} is {claim_phrase(value)}"
+        if sum(other.colour == thing.colour for other in scene.objects) == 1:
+            for kind in ("shape", "size", "place"):
+                if value := getattr(thing, kind):
+                    yield f"the {thing.colour} one is {claim_phrase(value)}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

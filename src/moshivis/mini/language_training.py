@@ -32,8 +32,9 @@ from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 from moshivis.vision import ImageProjection
 
-LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP = 6000, 1e-3, 300
-SPOKEN_ROWS, WRITTEN_ROWS = 16, 40  # of a pretraining step, over all workers
+LANGUAGE_STEPS, LANGUAGE_WARMUP = 4500, 200
+MATRIX_RATE, LANGUAGE_RATE = 5e-4, 6e-4  # of the backbone's matrices, by Muon; of everything else, by AdamW
+SPOKEN_ROWS, WRITTEN_ROWS = 16, 48  # of a pretraining step, over all workers
 ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 3600, 2e-3, 50
 ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 12, 36  # p_audio = a quarter, as in the paper
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
@@ -124,7 +125,10 @@ def _language_worker(
     torch.manual_seed(0)
     learner = Learner(config, sees=False).to(device)
     parallel.compile_for_training(learner.lm.backbone, LANGUAGE_STEPS)
-    optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    matrices = [p for p in learner.lm.backbone.parameters() if p.ndim == 2]
+    others = [p for p in learner.parameters() if all(p is not matrix for matrix in matrices)]
+    muon = torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     spoken, written = sources.open()
 
     def batches(rng: random.Random, rows: tuple[int, int]) -> list[Batch]:
@@ -134,15 +138,16 @@ def _language_worker(
         ]
 
     def one_step(step: int) -> dict[str, float]:
-        set_learning_rate(optimiser, cosine(step, LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP))
+        set_learning_rate(muon, cosine(step, LANGUAGE_STEPS, MATRIX_RATE, LANGUAGE_WARMUP))
+        set_learning_rate(adamw, cosine(step, LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP))
         rng = random.Random(f"language {step} {rank}")
         pair = batches(rng, (SPOKEN_ROWS // workers, WRITTEN_ROWS // workers))
-        return _learn(learner, optimiser, pair, [None, None], workers)
+        return _learn(learner, [muon, adamw], pair, [None, None], workers)
 
     def evaluate() -> dict[str, float]:
         return _accuracies(learner, batches(random.Random("language held out"), (24, 48)), [None, None])
 
-    parts = {"learner": learner, "optimiser": optimiser}
+    parts = {"learner": learner, "muon": muon, "adamw": adamw}
     stage.train(LANGUAGE_STEPS, parts, one_step, evaluate, evaluate_every=250)
     if rank == 0:
         measured = evaluate()
@@ -203,7 +208,7 @@ def _adapter_worker(
         set_learning_rate(optimiser, cosine(step, ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP))
         rng = random.Random(f"adapters {step} {rank}")
         pair, images = batches(rng, (ADAPTER_SPOKEN_ROWS // workers, ADAPTER_WRITTEN_ROWS // workers), range(training))
-        return _learn(learner, optimiser, pair, images, workers)
+        return _learn(learner, [optimiser], pair, images, workers)
 
     def evaluate() -> dict[str, float]:
         held_out = range(training, len(scenes))
@@ -221,7 +226,7 @@ def _adapter_worker(
 
 def _learn(
     learner: Learner,
-    optimiser: torch.optim.Optimizer,
+    optimisers: list[torch.optim.Optimizer],
     batches: list[Batch],
     images: list[Tensor | None],
     workers: int,
@@ -229,7 +234,8 @@ def _learn(
     """One optimiser step on a spoken and a written batch."""
     device = learner.heard.weight.device
     learner.train()
-    optimiser.zero_grad(set_to_none=True)
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
     values: dict[str, float] = {}
     for name, batch, image in zip(("spoken", "written"), batches, images, strict=True):
         with half_precision(device):
@@ -240,7 +246,8 @@ def _learn(
     trained = [p for p in learner.parameters() if p.requires_grad]
     parallel.average_gradients(trained, workers)
     nn.utils.clip_grad_norm_(trained, 1.0)
-    optimiser.step()
+    for optimiser in optimisers:
+        optimiser.step()
     return values
 
 

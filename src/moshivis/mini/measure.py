@@ -4,7 +4,9 @@
 
 Each scene is asked one question, in writing, by a voice that training has heard, and by one that it has not. Answers
 are judged by the facts they state in the text stream; the speech that comes with them is transcribed by a recogniser
-that was trained on recordings of the assistant's original voice, and compared with the text stream.
+that was trained on recordings of the assistant's original voice, and compared with the text stream. Descriptions are
+judged by CIDEr-D against five of the grammar's own, and related to what a sixth of these scores. The same scenes are
+shown once more as librsvg paints them, and as photos of a print.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,18 +28,22 @@ from rich.table import Table
 from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.checkpoints.load import Checkpoint
 from moshivis.evaluation.answers import Answer, ask_spoken, ask_written, image_rows
+from moshivis.evaluation.cider import cider
 from moshivis.evaluation.recogniser import Recogniser, word_error_rate
 from moshivis.inference.sampling import Sampling
 from moshivis.mini import grammar, voices
 from moshivis.mini.drawing import draw_scene
+from moshivis.mini.foreign import photograph, render_svg
 from moshivis.mini.judge import judge
-from moshivis.mini.questions import Turn
+from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
 from moshivis.mini.scenes import Scene, sample_scene
 from moshivis.vision.image import to_pixels
 
 FAMILIES = tuple(family for family in grammar.FAMILIES if family != "describe")
 ROWS = 50  # conversations at once
 FRAME_MS = 80
+PROMPT_MS = (200, 800)  # a reaction between these is neither an interruption nor a pause
+REFERENCES = 5  # descriptions that a description is compared with
 SAMPLING = Sampling(text_temperature=0.0, audio_temperature=0.6, audio_top_k=50)
 
 
@@ -66,33 +73,64 @@ def measure(
     seed: int = 1,
     sampling: Sampling = SAMPLING,
 ) -> dict:
-    """All figures as one plain dict. Raises InputError if a speech program is missing."""
-    model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    assert tokenizer is not None
-    cases = fresh_cases(count, seed)
-    rng = random.Random(f"drawing {seed}")
-    config = model.config.vision
-    pictures = [to_pixels(draw_scene(case.scene, rng), config) for case in cases]
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(cases))]
+    """All figures as one plain dict; a fifth as many scenes as questions are described.
 
-    def run(ask: Callable[..., list[Answer]], questions: list) -> list[Answer]:
-        answers: list[Answer] = []
-        for start in track(range(0, len(cases), ROWS), "asking"):
-            rows = slice(start, start + ROWS)
-            image: ImageKV = image_rows(model, torch.stack(pictures[rows]))
-            chosen = Sampling(**{**vars(sampling), "generators": generators[rows]})
-            answers += ask(model, tokenizer, image, questions[rows], chosen)
-        return answers
+    Raises InputError if a speech program or rsvg-convert is missing.
+    """
+    asker = _Asker(checkpoint, sampling, seed)
+    cases = fresh_cases(count, seed)
+    described = fresh_cases(max(2, count // 5), seed + 1, ("describe",))
+    rng = random.Random(f"drawing {seed}")
+    drawn = {id(case): draw_scene(case.scene, rng) for case in (*cases, *described)}
+
+    def pictures(asked: list[Case]) -> list[Image.Image]:
+        return [drawn[id(case)] for case in asked]
 
     result: dict = {"scenes": count, "seed": seed}
-    written = run(ask_written, [case.turn.question for case in cases])
+    written = asker.written(cases, pictures(cases))
     result["text"] = _accuracy(cases, written)
+    result["text"]["describe"] = _descriptions(described, asker.written(described, pictures(described)), seed)
     for name, speakers in (("spoken", voices.USER_VOICES), ("spoken_unheard_voice", (voices.HELD_OUT_VOICE,))):
-        answers = run(ask_spoken, _speak(cases, speakers, rng))
+        answers = asker.spoken(cases, pictures(cases), _speak(cases, speakers, rng))
         result[name] = _accuracy(cases, answers) | _manners(answers)
         if listener is not None:
             result[name]["speech_word_error"] = _speech_error(listener, answers)
+        told = asker.spoken(described, pictures(described), _speak(described, speakers, rng))
+        result[name]["describe"] = _descriptions(described, told, seed)
+    visual = [case for case in cases if case.turn.family not in SCENELESS_FAMILIES]
+    by_hand = {"as_drawn": lambda case: drawn[id(case)], "svg": lambda case: render_svg(case.scene)}
+    by_hand["photo"] = lambda case: photograph(drawn[id(case)], rng)
+    result["pictures"] = {
+        name: _accuracy(visual, asker.written(visual, [show(case) for case in visual]))
+        for name, show in by_hand.items()
+    }
     return result
+
+
+class _Asker:
+    """Asks many cases, some at once."""
+
+    def __init__(self, checkpoint: Checkpoint, sampling: Sampling, seed: int):
+        assert checkpoint.tokenizer is not None
+        self.model, self.tokenizer = checkpoint.model, checkpoint.tokenizer
+        self.sampling, self.seed = sampling, seed
+
+    def written(self, cases: list[Case], pictures: list[Image.Image]) -> list[Answer]:
+        return self._ask(ask_written, pictures, [case.turn.question for case in cases])
+
+    def spoken(self, cases: list[Case], pictures: list[Image.Image], waves: list[np.ndarray]) -> list[Answer]:
+        return self._ask(ask_spoken, pictures, waves)
+
+    def _ask(self, ask: Callable[..., list[Answer]], pictures: list[Image.Image], questions: list) -> list[Answer]:
+        answers: list[Answer] = []
+        for start in track(range(0, len(questions), ROWS), "asking"):
+            rows = slice(start, start + ROWS)
+            pixels = torch.stack([to_pixels(picture, self.model.config.vision) for picture in pictures[rows]])
+            image: ImageKV = image_rows(self.model, pixels)
+            generators = [torch.Generator().manual_seed(self.seed + start + i) for i in range(len(pixels))]
+            chosen = Sampling(**{**vars(self.sampling), "generators": generators})
+            answers += ask(self.model, self.tokenizer, image, questions[rows], chosen)
+        return answers
 
 
 def _speak(cases: list[Case], speakers: Sequence[voices.Voice], rng: random.Random) -> list[np.ndarray]:
@@ -123,17 +161,37 @@ def _accuracy(cases: list[Case], answers: list[Answer]) -> dict:
     }
 
 
+def _descriptions(cases: list[Case], answers: list[Answer], seed: int) -> dict:
+    """CIDEr-D against the grammar's descriptions, absolute and relative to one more of these; and truth."""
+    rng = random.Random(f"descriptions {seed}")
+    told = [[_words(grammar.paraphrase(case.scene, rng)) for _ in range(REFERENCES + 1)] for case in cases]
+    references = [texts[1:] for texts in told]
+    score = cider([_words(answer.text) for answer in answers], references)
+    right = [judge(case.turn, answer.text) for case, answer in zip(cases, answers, strict=True)]
+    relative = score / cider([texts[0] for texts in told], references)
+    return {"cider": score, "relative_cider": relative, "right": sum(right) / len(right)}
+
+
+def _words(text: str) -> list[str]:
+    return grammar.normalise(text).split()
+
+
 def _manners(answers: list[Answer]) -> dict:
     """When answers start, and the share of those that never start or do not end."""
     reactions = [answer.reaction_frames * FRAME_MS for answer in answers if answer.reaction_frames is not None]
     bad = sum(answer.reaction_frames is None or not answer.ended for answer in answers)
-    return {"reaction_ms_median": median(reactions) if reactions else None, "silent_or_runaway": bad / len(answers)}
+    prompt = sum(PROMPT_MS[0] <= reaction <= PROMPT_MS[1] for reaction in reactions)
+    return {
+        "reaction_ms_median": median(reactions) if reactions else None,
+        "prompt_reactions": prompt / len(answers),
+        "silent_or_runaway": bad / len(answers),
+    }
 
 
 def _speech_error(listener: Recogniser, answers: list[Answer]) -> float:
     """Word error of the produced speech against its own text stream."""
     spoken = [answer for answer in answers if answer.audio is not None and answer.text]
-    references = [grammar.normalise(answer.text).split() for answer in spoken]
+    references = [_words(answer.text) for answer in spoken]
     heard = [listener.transcribe(torch.from_numpy(answer.audio)) for answer in spoken]
     return word_error_rate(references, heard)
 
@@ -147,8 +205,12 @@ def report(result: dict, console: Console | None = None) -> None:
     for family in result["text"]["families"]:
         table.add_row(family, *(f"{result[name]['families'][family]:.0%}" for name in names))
     table.add_row("all", *(f"{result[name]['accuracy']:.1%}" for name in names))
-    for key in ("speech_word_error", "reaction_ms_median", "silent_or_runaway"):
+    for key in ("relative_cider", "right"):
+        table.add_row(f"describe: {key}", *(f"{result[name]['describe'][key]:.2f}" for name in names))
+    for key in ("speech_word_error", "reaction_ms_median", "prompt_reactions", "silent_or_runaway"):
         values = [result[name].get(key) for name in names]
         table.add_row(key, *("" if value is None else f"{value:.3g}" for value in values))
+    for name, measured in result["pictures"].items():
+        table.add_row(f"questions about a picture, {name}", f"{measured['accuracy']:.1%}")
     (console or Console()).print(table)
     print(json.dumps(result))

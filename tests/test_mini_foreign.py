@@ -1,0 +1,61 @@
+"""Scenes that another program draws, and photos of scenes: still the same scenes."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from moshivis.errors import InputError
+from moshivis.mini.drawing import draw_scene
+from moshivis.mini.foreign import SIDE, photograph, render_svg, svg
+from moshivis.mini.scenes import PLACES, SHAPES, Scene, SceneObject, sample_scene
+
+needs_rsvg = pytest.mark.skipif(shutil.which("rsvg-convert") is None, reason="librsvg2-bin is not installed")
+
+
+@needs_rsvg
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("place", ["top left", "middle", "bottom right"])
+def test_librsvg_paints_a_thing_where_it_is_said_to_be(shape: str, place: str) -> None:
+    sizes = {}
+    for size in ("small", "big"):
+        picture = render_svg(Scene((SceneObject(shape, "blue", size, place),), "white"), 150)
+        assert picture.size == (150, 150) and picture.mode == "RGB"
+        blue = np.argwhere((np.asarray(picture) == ImageColor.getrgb("blue")).all(-1))
+        row, column = divmod(PLACES.index(place), 3)
+        middle = (blue.min(0) + blue.max(0)) / 2
+        assert abs(middle - (np.array([row, column]) + 0.5) * 50).max() < 6
+        assert blue.min() >= 0 and len(np.unique(blue // 50, axis=0)) == 1, "inside its place"
+        sizes[size] = len(blue)
+    assert sizes["big"] > 3 * sizes["small"] > 300
+
+
+def test_what_has_no_place_cannot_be_drawn() -> None:
+    with pytest.raises(InputError, match="no place"):
+        svg(Scene((SceneObject("star", "red", "big", None),), "white"))
+
+
+def test_every_thing_is_in_the_document() -> None:
+    scene = sample_scene(random.Random(3), 4)
+    document = svg(scene)
+    assert document.count("<g ") == 4 and f'viewBox="0 0 {SIDE} {SIDE}"' in document
+
+
+def test_a_photo_shows_the_picture_in_perspective_and_differs_every_time() -> None:
+    picture = draw_scene(Scene((SceneObject("square", "red", "big", "middle"),), "white"), random.Random(1), (200, 200))
+    photos = [photograph(picture, random.Random(seed)) for seed in (1, 2)]
+    assert [photo.size for photo in photos] == [(320, 320), (320, 320)]
+    assert photos[0].tobytes() != photos[1].tobytes()
+    assert photograph(picture, random.Random(1)).tobytes() == photos[0].tobytes()
+    for photo in photos:
+        red, green, _ = photo.getpixel((160, 160))
+        assert red > green + 60, "the square is where it was"
+        assert _table(photo) != photo.getpixel((60, 160))
+
+
+def _table(photo: Image.Image) -> tuple[int, int, int]:
+    return photo.getpixel((1, 1))
