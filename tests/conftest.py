@@ -26,7 +26,7 @@ from moshivis.config import (
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 
-pytest_plugins = ["serve_support"]  # the fixtures `mini` and `running_server`
+pytest_plugins = ["serve_support", "page_visitor"]  # fixtures
 
 
 @pytest.fixture(scope="session")

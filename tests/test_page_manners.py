@@ -1,0 +1,253 @@
+"""The page explains what goes wrong, and can be used by everybody: in a real browser."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from moshivis.inference.colour import PALETTE
+from moshivis.inference.conversation import Assistant
+from moshivis.serve.hall import Full
+from moshivis.serve.static import PAGE
+from page_support import (
+    CHROMIUM,
+    STRANGER,
+    until,
+)
+from page_visitor import Visitor
+from serve_support import RunningServer, serving
+
+pytest.importorskip("playwright")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+    pytest.mark.timeout(600),
+]
+PHONE = {"width": 360, "height": 740}
+
+
+# what can go wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_a_busy_server_shows_the_position_and_lets_in(mini: Assistant, visitor: Visitor) -> None:
+    with serving(mini, page=PAGE, sessions=1) as server:
+        taken = server.run(server.hall.session(kind="test"))
+        page = visitor.open(server.url)
+        page.click("#call")
+        visitor.wait_state("queued")
+        assert "You are next" in visitor.problem() and page.inner_text("#state") == "Number 1 in the queue"
+        server.call(lambda: taken.end("closed"))
+        visitor.wait_state("talking")
+        assert not page.is_visible("#problem")
+        with pytest.raises(Full):
+            server.run(server.hall.session(kind="test"))
+        page.click("#call")
+
+
+def test_a_server_that_stops_is_explained(mini: Assistant, visitor: Visitor) -> None:
+    with serving(mini, page=PAGE) as server:
+        page = visitor.open(server.url)
+        page.click("#call")
+        visitor.wait_state("talking")
+        server.server.should_exit = True
+        visitor.wait_state("idle")
+        assert "The server is stopping" in visitor.problem()
+        assert "has ended" in page.inner_text("#transcript")
+
+
+def test_a_lost_connection_comes_back(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.evaluate("moshivis.call.wire.socket.close(4000)")  # as if the network had broken it
+    visitor.wait_state("lost")
+    assert "The connection is lost" in visitor.problem()
+    visitor.wait_state("talking")
+    assert "Connected again" in page.inner_text("#transcript") and not page.is_visible("#problem")
+    until(page, "moshivis.transcript.turns.length > 0")
+    page.click("#call")
+    assert len(visitor.sockets) == 2 and visitor.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("error", "title"), [("NotAllowedError", "is not allowed"), ("NotFoundError", "There is no microphone")]
+)
+def test_a_missing_microphone_is_explained(server: RunningServer, visitor: Visitor, error: str, title: str) -> None:
+    visitor.page.add_init_script(
+        f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('no', '{error}'); }}"
+    )
+    page = visitor.open(server.url)
+    page.click("#call")
+    assert title in visitor.problem()
+    assert page.inner_text("#call").strip() == "Start talking"
+    assert page.is_visible("#problem-action")
+
+
+def test_plain_http_from_elsewhere_is_explained(server: RunningServer, visitor: Visitor) -> None:
+    """There a browser gives no microphone; the page says so before one tries, and writing works still."""
+    page = visitor.open(server.url.replace("127.0.0.1", STRANGER))
+    assert "not secure" in visitor.problem() and "--tls-self-signed" in visitor.problem()
+    page.fill("#question", "What do you see?")
+    page.keyboard.press("Enter")
+    until(page, "moshivis.transcript.turns[1]?.pieces.length > 0")
+
+
+def test_a_token_is_asked_for_and_kept_out_of_the_address(mini: Assistant, visitor: Visitor) -> None:
+    with serving(mini, page=PAGE, token="open-sesame") as server:
+        page = visitor.page
+        page.goto(server.url)
+        page.wait_for_selector("#token[open]")
+        page.fill("#token-value", "open-sesame")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#thumbs img")
+        page.click("#call")
+        visitor.wait_state("talking")
+        page.click("#call")
+        fresh = page.context.browser.new_context().new_page()  # type: ignore[union-attr]
+        fresh.goto(f"{server.url}/?token=open-sesame")
+        fresh.wait_for_selector("#thumbs img")
+        assert fresh.url == f"{server.url}/"
+        fresh.context.close()
+
+
+# the page itself ------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_kept_and_sent(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#open-settings")
+    usual = page.input_value("[name=text_temperature]")
+    page.fill("[name=text_temperature]", "0.9")
+    page.fill("[name=seed]", "7")
+    page.keyboard.press("Escape")
+    page.reload()
+    page.wait_for_selector("#thumbs img")
+    assert page.input_value("[name=text_temperature]") == "0.9" and page.input_value("[name=seed]") == "7"
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.click("#call")
+    assert "text_temperature=0.9" in visitor.sockets[0] and "seed=7" in visitor.sockets[0]
+    assert "audio_topk" not in visitor.sockets[0], "what was not changed is left to the model"
+    page.click("#open-settings")
+    page.click("#reset")
+    assert page.input_value("[name=text_temperature]") == usual and page.input_value("[name=seed]") == ""
+
+
+def test_it_fits_a_phone(server: RunningServer, browser: Browser) -> None:
+    context = browser.new_context(viewport={"width": PHONE["width"], "height": PHONE["height"]}, has_touch=True)
+    visitor = Visitor(context.new_page())
+    page = visitor.open(server.url)
+
+    def check(what: str) -> None:
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= PHONE["width"], f"{what} is {width} pixels wide"
+        button = page.locator("#call").bounding_box()
+        assert button is not None and button["y"] + button["height"] <= PHONE["height"], f"{what} hides the button"
+
+    for tab in ("gallery", "draw", "camera", "upload"):
+        page.click(f"#tab-{tab}")
+        check(tab)
+    for button, dialog in (("open-settings", "settings"), ("open-help", "help")):
+        page.click(f"#{button}")
+        inner = page.evaluate("id => document.getElementById(id).scrollWidth", dialog)
+        assert inner <= PHONE["width"] - 32
+        check(dialog)
+        page.keyboard.press("Escape")
+    page.click("#tab-gallery")
+    page.click("#call")
+    visitor.wait_state("talking")
+    check("a call")
+    page.click("#call")
+    context.close()
+
+
+def test_everything_has_a_name_and_can_be_reached(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll(`button, input, select, textarea, summary, canvas, video, img, dialog,
+                                                [role]:not([role=status]):not([role=alert])`)]
+          .filter((element) => !element.closest('[aria-hidden=true]'))
+          .filter((element) => !['shown', 'problem-action'].includes(element.id) && !element.matches('.brand img'))
+          .filter((element) => {
+            const by = document.getElementById(element.getAttribute('aria-labelledby'));
+            const label = element.labels?.[0]?.textContent;
+            const inside = element.matches('button, summary') &&
+              element.textContent.trim() + (element.querySelector('img')?.alt ?? '');
+            return !(element.getAttribute('aria-label') || by?.textContent || label || element.alt || inside);
+          })
+          .map((element) => element.outerHTML.slice(0, 120))"""
+    )
+    assert nameless == []
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(({ id }) => id)")
+    assert len(ids) == len(set(ids)), "an id occurs twice"
+
+    reached: list[str] = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        focused = page.evaluate("document.activeElement.id")
+        reached.append(focused)
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        if focused not in ("question", "file"):  # their surroundings show it
+            assert outline != "none", focused
+        if focused == "call":
+            break
+    assert reached[-1] == "call" and {"theme", "open-settings", "tab-gallery", "shuffle", "question"} <= set(reached)
+    page.keyboard.press("Enter")
+    visitor.wait_state("talking")
+    page.keyboard.press("Enter")
+    visitor.wait_state("idle")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_are_readable(server: RunningServer, browser: Browser, scheme: Any) -> None:
+    context = browser.new_context(color_scheme=scheme)
+    page = Visitor(context.new_page()).open(server.url)
+    colours, [ground] = rgb(page, "#scale i", "color"), rgb(page, ".talk", "backgroundColor")
+    assert (np.mean(ground) > 128) == (scheme == "light")
+    if scheme == "dark":
+        assert [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours] == list(PALETTE)
+    assert min(contrast(colour, ground) for colour in colours) >= 4.5
+    other = "dark" if scheme == "light" else "light"
+    for _ in range(2):  # from the system's to light to dark
+        page.click("#theme")
+        if page.evaluate("document.documentElement.dataset.theme") == other:
+            break
+    [switched] = rgb(page, ".talk", "backgroundColor")
+    assert (np.mean(switched) > 128) != (scheme == "light")
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == other, "the choice is kept"
+    context.close()
+
+
+def rgb(page: Page, selector: str, style: str) -> list[list[int]]:
+    """A colour of all elements that match, as they are shown."""
+    colours: list[list[int]] = page.evaluate(
+        """([selector, style]) => [...document.querySelectorAll(selector)].map(
+             (element) => getComputedStyle(element)[style].match(/[0-9]+/g).slice(0, 3).map(Number))""",
+        [selector, style],
+    )
+    return colours
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """WCAG's contrast ratio of two colours."""
+
+    def luminance(colour: list[int]) -> float:
+        share = np.array(colour[:3]) / 255
+        linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_the_page_says_what_runs(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    assert page.inner_text("#model") == "miniature"
+    assert "a miniature" in page.inner_text("#about") and "two hundred words" in page.inner_text("#about")
+    questions = page.locator("#examples button").all_inner_texts()
+    assert questions == server.get("/api/info").json()["questions"]

@@ -1,0 +1,94 @@
+"""What one can show the model on the page, in a real browser: drawings, files, the camera."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from page_support import (
+    CHROMIUM,
+    until,
+)
+from page_visitor import Visitor
+from serve_support import RunningServer
+
+pytest.importorskip("playwright")
+if TYPE_CHECKING:
+    pass
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+    pytest.mark.timeout(600),
+]
+
+
+def test_a_drawing_is_sent(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#tab-draw")
+    page.click("#colours [aria-label=red]")
+    page.click("#shapes [aria-label=square]")
+    box = page.locator("#drawing").bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+    until(page, "moshivis.picture.current?.name === 'Your drawing'")
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.click("#colours [aria-label=blue]")
+    page.click("#shapes [aria-label=brush]")
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.75)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.75, steps=5)
+    page.mouse.up()
+    visitor.wait_pictures(2)
+    until(page, "document.querySelector('#picture-status').textContent === ''")
+    page.click("#undo")
+    visitor.wait_pictures(3)
+    page.click("#call")
+    first, second, third = (np.asarray(Image.open(io.BytesIO(sent)).convert("RGB")) for sent in visitor.pictures)
+    assert first.shape == (512, 512, 3)
+    assert tuple(first[128, 128]) == (217, 38, 38) and tuple(first[384, 360]) == (255, 255, 255)
+    assert tuple(second[384, 360]) == (43, 98, 217) and np.array_equal(first, third)
+    assert visitor.complaints == []
+
+
+def test_large_pictures_are_made_smaller_and_others_are_refused(
+    server: RunningServer, visitor: Visitor, tmp_path: Path
+) -> None:
+    page = visitor.open(server.url)
+    Image.new("RGB", (3000, 1500), "teal").save(tmp_path / "large.jpg")
+    page.set_input_files("#file", tmp_path / "large.jpg")
+    until(page, "moshivis.picture.current?.name === 'large.jpg'")
+    size = page.evaluate(
+        "createImageBitmap(moshivis.picture.current.blob).then(({ width, height }) => [width, height])"
+    )
+    assert size == [1024, 512]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.set_input_files("#file", tmp_path / "broken.png")
+    assert "cannot read “broken.png”" in visitor.problem()
+    assert page.evaluate("moshivis.picture.current.name") == "large.jpg", "the one before stays"
+
+
+def test_the_camera_gives_pictures(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#tab-camera")
+    until(page, "document.querySelector('#video').videoWidth > 0")
+    page.click("#shoot")
+    until(page, "moshivis.picture.current?.name === 'Picture of the camera'")
+    page.check("#live")
+    page.evaluate("window.before = moshivis.picture.current")
+    until(page, "moshivis.picture.current.live && moshivis.picture.current !== window.before")
+    page.click("#tab-gallery")
+    assert page.evaluate("document.querySelector('#video').srcObject === null"), "the camera is let go"
+    page.click("#thumbs button >> nth=1")
+    assert page.get_attribute("#shown", "alt") == page.get_attribute("#thumbs button >> nth=1", "title")
+    shown = page.evaluate("[...document.querySelectorAll('#thumbs button')].map(button => button.value)")
+    page.click("#shuffle")
+    until(page, "shown => document.querySelector('#thumbs button').value !== shown", shown[0])
+    page.click("#remove")
+    assert page.evaluate("moshivis.picture.current === null") and page.is_visible("#no-picture")
+    assert visitor.complaints == []
