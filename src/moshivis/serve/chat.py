@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +26,7 @@ from moshivis.serve.hall import Closing, Full, Hall
 from moshivis.serve.opus import OpusReader, OpusWriter
 from moshivis.serve.pcm import PCM, PcmReader, PcmWriter
 from moshivis.serve.session import Session
+from moshivis.serve.tasks import first_of
 from moshivis.serve.wire import ChatQuery, Close, Control, Kind
 
 _log = logging.getLogger("moshivis.serve")
@@ -78,7 +78,7 @@ class _Chat:
         await self.socket.accept()
         try:
             self._read_query()
-            await _first_of(self._listen(), self._converse())
+            await first_of(self._listen(), self._converse())
         except _Hangup as end:
             await self._hang_up(end)
         except WebSocketDisconnect:
@@ -194,7 +194,7 @@ class _Chat:
             self.session = session
             self._received = 0
             self._last_received = time.monotonic()
-            await _first_of(self._speak(session), self._keep_time(session), self._show(session))
+            await first_of(self._speak(session), self._keep_time(session), self._show(session))
         raise _farewell(session.end_reason)
 
     async def _first_picture(self) -> bytes | None:
@@ -333,17 +333,3 @@ def _farewell(reason: str) -> _Hangup:
         case "closed":
             return _Hangup(Close.NORMAL, "the conversation is over", is_error=False)
     return _Hangup(Close.INTERNAL, "the model failed; the server's log says more")
-
-
-async def _first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run all until one returns or raises; the others are cancelled, and have ended when this returns."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moshivis.serve.events import EventError, Json, client_event_id, new_id, parse_event
 from moshivis.serve.limits import Limits
+from moshivis.serve.tasks import first_of
 
 SEND_S = 10.0  # that a client has to take an event; one that reads nothing for so long is given up
 LAST_WORDS_S = 5.0  # that it has to take the last ones
@@ -104,16 +105,7 @@ class Wire:
                 await self._socket.close(code, reason)
 
 
-async def race(*parts: Coroutine[Any, Any, NoReturn]) -> NoReturn:
+async def race(*parts: Coroutine[Any, Any, None]) -> NoReturn:
     """Run endless tasks beside each other until one raises; the others are cancelled, and what it raised is raised."""
-    tasks = [asyncio.ensure_future(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        if not task.cancelled():
-            task.result()
+    await first_of(*parts)
     raise Gone  # what a task waited for was given up: the server stops
