@@ -125,10 +125,7 @@ def _language_worker(
     torch.manual_seed(0)
     learner = Learner(config, sees=False).to(device)
     parallel.compile_for_training(learner.lm.backbone, LANGUAGE_STEPS)
-    matrices = [p for p in learner.lm.backbone.parameters() if p.ndim == 2]
-    others = [p for p in learner.parameters() if all(p is not matrix for matrix in matrices)]
-    muon = torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    muon, adamw = _optimisers(learner, learner.lm.backbone, weight_decay=0.05)
     spoken, written = sources.open()
 
     def batches(rng: random.Random, rows: tuple[int, int]) -> list[Batch]:
@@ -191,7 +188,7 @@ def _adapter_worker(
     learner.requires_grad_(False)
     parallel.compile_for_training(learner.lm.backbone, ADAPTER_STEPS)
     trained = nn.ModuleDict({"projection": learner.projection, "adapters": learner.adapters}).requires_grad_(True)
-    optimiser = torch.optim.AdamW(trained.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.02, fused=True)
+    muon, adamw = _optimisers(trained, trained, weight_decay=0.02)
     spoken, written = sources.open()
     seen = load_file(features)["features"]
     training = len(scenes) - HELD_OUT_PICTURES
@@ -205,16 +202,18 @@ def _adapter_worker(
         return made, [seen[picks].float() for picks in chosen]
 
     def one_step(step: int) -> dict[str, float]:
-        set_learning_rate(optimiser, cosine(step, ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP))
+        for optimiser in (muon, adamw):
+            set_learning_rate(optimiser, cosine(step, ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP))
         rng = random.Random(f"adapters {step} {rank}")
         pair, images = batches(rng, (ADAPTER_SPOKEN_ROWS // workers, ADAPTER_WRITTEN_ROWS // workers), range(training))
-        return _learn(learner, [optimiser], pair, images, workers)
+        return _learn(learner, [muon, adamw], pair, images, workers)
 
     def evaluate() -> dict[str, float]:
         held_out = range(training, len(scenes))
         return _accuracies(learner, *batches(random.Random("adapters held out"), (24, 48), held_out))
 
-    stage.train(ADAPTER_STEPS, {"trained": trained, "optimiser": optimiser}, one_step, evaluate, evaluate_every=250)
+    parts = {"trained": trained, "muon": muon, "adamw": adamw}
+    stage.train(ADAPTER_STEPS, parts, one_step, evaluate, evaluate_every=250)
     if rank == 0:
         measured = evaluate()
         save_file(trained.cpu().state_dict(), folder / "adapters.safetensors")
@@ -222,6 +221,19 @@ def _adapter_worker(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def _optimisers(
+    learner: nn.Module, inner: nn.Module, weight_decay: float
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices of `inner`, which learn two to three times as fast by it, AdamW for everything else."""
+    matrices = [parameter for parameter in inner.parameters() if parameter.ndim == 2]
+    chosen = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in learner.parameters() if id(parameter) not in chosen]
+    return (
+        torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True),
+    )
 
 
 def _learn(
