@@ -13,3 +13,7 @@ class InputError(MoshivisError):
 
 class CheckpointError(MoshivisError):
     """A checkpoint that is missing, damaged, or not of the model that it should be."""
+
+
+class ShardError(InputError):
+    """A file of a packed data set that is missing, damaged or not what its manifest says."""

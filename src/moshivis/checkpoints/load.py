@@ -13,7 +13,15 @@ import torch
 import yaml
 
 from moshivis.checkpoints import mimi
-from moshivis.checkpoints.folder import TOKENIZER, empty_model, fill_model, is_our_folder, load_folder, read_json
+from moshivis.checkpoints.folder import (
+    TOKENIZER,
+    empty_model,
+    fill_model,
+    is_our_folder,
+    load_folder,
+    read_config,
+    read_json,
+)
 from moshivis.checkpoints.released import check_released, from_released, to_released
 from moshivis.checkpoints.released_config import DEFAULTS, RELEASED, config_from_released
 from moshivis.checkpoints.tensors import check_tensors, read_shapes, read_tensors
@@ -25,7 +33,7 @@ from moshivis.speech_lm.tokenizer import TextTokenizer
 HUB = "hf://"
 _FETCHED = ("*.safetensors", "*.json", "*.yaml", "*.model", "README.md")  # no pickle among them
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_WEIGHTS = "model.safetensors"
+RELEASED_WEIGHTS = "model.safetensors"
 _LARGE = 1_000_000_000  # parameters; larger models keep their stored dtype on a CPU too
 
 
@@ -55,9 +63,25 @@ def load_model(
         model = load_folder(folder, device, _dtype_for(folder, device, dtype))
         tokenizer = folder / TOKENIZER
         return Checkpoint(model, TextTokenizer.load(tokenizer) if tokenizer.exists() else None)
-    if (folder / _WEIGHTS).is_file():
+    if (folder / RELEASED_WEIGHTS).is_file():
         return load_released(folder, device, _dtype_for(folder, device, dtype))
-    raise CheckpointError(f"{folder} holds no model: neither a config.json of moshivis nor a released {_WEIGHTS}")
+    raise _no_model(folder)
+
+
+def load_config(source: str | Path, *, allow_download: bool = False) -> ModelConfig:
+    """What `load_model` would load, without its weights. Raises CheckpointError as it does."""
+    folder = find_folder(source, allow_download=allow_download)
+    if is_our_folder(folder):
+        return read_config(folder)
+    if (folder / RELEASED_WEIGHTS).is_file():
+        return _released_config(folder, CodecConfig())
+    raise _no_model(folder)
+
+
+def _no_model(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} holds no model: neither a config.json of moshivis nor a released {RELEASED_WEIGHTS}"
+    )
 
 
 def find_folder(source: str | Path, *, allow_download: bool = False) -> Path:
@@ -112,11 +136,12 @@ def load_released(
     config = _released_config(folder, codec or CodecConfig())
     model = empty_model(config)
     state = model.state_dict()
-    weights, codec_file = folder / _WEIGHTS, _only_one(folder, ".safetensors", "Mimi file", besides=_WEIGHTS)
+    weights = folder / RELEASED_WEIGHTS
+    codec_file = only_one(folder, ".safetensors", "Mimi file", besides=RELEASED_WEIGHTS)
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("codec.")}
     check_released(read_shapes([weights]), to_released(rest, config), config, str(weights))
     check_tensors(read_shapes([codec_file]), mimi.to_released(model.codec.state_dict()), str(codec_file))
-    tokenizer = TextTokenizer.load(_only_one(folder, ".model", "SentencePiece model"))
+    tokenizer = TextTokenizer.load(only_one(folder, ".model", "SentencePiece model"))
     ours = from_released(dict(read_tensors([weights], device)), config)
     ours |= {f"codec.{n}": t for n, t in mimi.from_released(dict(read_tensors([codec_file], device))).items()}
     fill_model(model, ours, dtype)
@@ -145,7 +170,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _only_one(folder: Path, suffix: str, what: str, besides: str = "") -> Path:
+def only_one(folder: Path, suffix: str, what: str, besides: str = "") -> Path:
+    """The file of a folder with that suffix. Raises CheckpointError if there is none or more than one."""
     found = sorted(path for path in folder.glob(f"*{suffix}") if path.name != besides)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"

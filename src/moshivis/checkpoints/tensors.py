@@ -29,12 +29,18 @@ def read_shapes(files: Sequence[Path]) -> dict[str, Tensor]:
     return shapes
 
 
-def read_tensors(files: Sequence[Path], device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-    """All tensors of some files, one after the other. Raises CheckpointError as `read_shapes` does."""
+def read_tensors(
+    files: Sequence[Path], device: torch.device | str = "cpu", prefix: str = ""
+) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of some files whose names begin with `prefix`, one after the other.
+
+    Raises CheckpointError as `read_shapes` does.
+    """
     for file in files:
         with _opened(file, str(device)) as opened:
             for name in opened.keys():
-                yield name, opened.get_tensor(name)
+                if name.startswith(prefix):
+                    yield name, opened.get_tensor(name)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: str) -> None:

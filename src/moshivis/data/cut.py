@@ -1,0 +1,102 @@
+"""Pieces of conversations: where they may be cut, and how pieces are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moshivis.data.sample import Dataset, Sample, skipped
+from moshivis.errors import InputError
+from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING
+
+_STREAM = 1  # sets these draws apart from those of other data sets with the same seed
+
+
+class Windows:
+    """A `Dataset` whose samples are no longer than `longest` steps: of longer ones a random piece is taken."""
+
+    def __init__(self, dataset: Dataset, longest: int, seed: int = 0):
+        if longest < 1:
+            raise InputError(f"samples cannot be cut to {longest} steps")
+        self.dataset, self.longest, self.seed = dataset, longest, seed
+        self.name, self.kind = dataset.name, dataset.kind
+
+    @property
+    def skipped(self) -> int:
+        return skipped(self.dataset)
+
+    def __getitem__(self, position: int) -> Sample:
+        sample = self.dataset[position]
+        if len(sample) <= self.longest:
+            return sample
+        rng = np.random.default_rng([self.seed, position, _STREAM])
+        points = cut_points(sample)
+        begin = int(rng.choice(points[points <= len(sample) - self.longest]))
+        end = int(points[points <= begin + self.longest].max())
+        return cut(sample, begin, end if end > begin else begin + self.longest)
+
+    def picture(self, key: str) -> bytes:
+        return self.dataset.picture(key)
+
+
+def cut_points(sample: Sample) -> np.ndarray:
+    """Steps before which a sample may be cut, its begin and end among them, ascending.
+
+    A spoken one where the assistant is between words, a written one where the other side begins.
+    """
+    if sample.kind == "speech":
+        inner = np.isin(sample.text[1:], (PADDING, END_OF_PADDING))
+    else:
+        inner = sample.speaker[1:] != sample.speaker[:-1]
+    return np.concatenate([[0], np.flatnonzero(inner) + 1, [len(sample)]])
+
+
+def cut(sample: Sample, begin: int, end: int) -> Sample:
+    """Steps `begin` to `end` of a sample, picture included."""
+    piece = slice(begin, end)
+    return Sample(
+        text=sample.text[piece],
+        speaker=sample.speaker[piece],
+        audio=None if sample.audio is None else sample.audio[:, piece],
+        image=sample.image,
+        text_graded=None if sample.text_graded is None else sample.text_graded[piece],
+        audio_graded=None if sample.audio_graded is None else sample.audio_graded[piece],
+        origin=sample.origin,
+    )
+
+
+def random_cut(sample: Sample, longest: int, rng: np.random.Generator) -> Sample:
+    """A piece of at most `longest` steps between two cut points; an empty one if no two are so near."""
+    points = cut_points(sample)
+    begin = int(rng.choice(points[:-1]))
+    ends = points[(points > begin) & (points <= begin + longest)]
+    return cut(sample, begin, int(rng.choice(ends)) if len(ends) else begin)
+
+
+def join(samples: Sequence[Sample], image: str | None) -> Sample:
+    """One sample out of several of the same kind, one after the other, with one picture for the whole.
+
+    Raises InputError if some have audio and some not, or another number of codebooks.
+    """
+    shapes = {None if sample.audio is None else len(sample.audio) for sample in samples}
+    if len(shapes) != 1:
+        origins = ", ".join(sample.origin or "a sample" for sample in samples)
+        raise InputError(f"{origins} cannot be joined: their numbers of codebooks are {sorted(map(str, shapes))}")
+    audio = [sample.audio for sample in samples if sample.audio is not None]
+    return Sample(
+        text=np.concatenate([sample.text for sample in samples]),
+        speaker=np.concatenate([sample.speaker for sample in samples]),
+        audio=np.concatenate(audio, axis=1) if audio else None,
+        image=image,
+        text_graded=_join_masks([sample.text_graded for sample in samples], samples),
+        audio_graded=_join_masks([sample.audio_graded for sample in samples], samples) if audio else None,
+        origin=" + ".join(sample.origin for sample in samples if len(sample) and sample.origin),
+    )
+
+
+def _join_masks(masks: Sequence[np.ndarray | None], samples: Sequence[Sample]) -> np.ndarray | None:
+    if all(mask is None for mask in masks):
+        return None
+    whole = [np.ones(len(sample), bool) if mask is None else mask for mask, sample in zip(masks, samples, strict=True)]
+    return np.concatenate(whole)

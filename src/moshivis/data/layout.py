@@ -1,0 +1,177 @@
+"""Conversations as people keep them in folders: a `.jsonl` file with a line for each.
+
+A recording, in the layout of moshi-finetune: `{"path": "a.wav", "duration": 12.5, "image": "a.png"}`. Of the stereo
+file the left channel is the assistant, the right one the user. Beside it stands `a.json` with
+`{"alignments": [["hello", [0.1, 0.4], "SPEAKER_MAIN"], …]}`; SPEAKER_MAIN is the assistant, anybody else the user.
+
+A dialogue in writing: `{"turns": [{"role": "user", "text": "What is this?"}, …], "image": "a.png"}`.
+
+`image` may be left out. Paths are relative to the folder of the `.jsonl` file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeGuard, cast
+
+from moshivis.data.alignment import Word
+from moshivis.errors import InputError
+
+SPEAKER_MAIN = "SPEAKER_MAIN"
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says in writing until the other one begins."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A stereo file and its words."""
+
+    where: str  # file and line that name it, for messages
+    audio: Path
+    duration: float  # seconds
+    image: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """A conversation in writing."""
+
+    where: str
+    turns: tuple[Turn, ...]
+    image: Path | None
+
+
+Entry = Recording | Dialogue
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a `.jsonl` file that is not blank."""
+
+    path: Path
+    number: int  # from 1
+    text: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.number}"
+
+
+def read_lines(path: Path) -> list[Line]:
+    """All lines that are not blank, unparsed. Raises InputError if there is no such text file or no line in it."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a .jsonl file: {error}") from error
+    numbered = enumerate(content.split("\n"), start=1)  # not splitlines: JSON may hold its other separators
+    lines = [Line(path, number, text) for number, text in numbered if text.strip()]
+    if not lines:
+        raise InputError(f"{path} is empty: every line should describe a conversation")
+    return lines
+
+
+def parse_line(line: Line) -> Entry:
+    """The conversation that a line names; of its files nothing is read. Raises InputError with file and line."""
+    where, folder = line.where, line.path.parent
+    try:
+        fields = json.loads(line.text)
+    except ValueError as error:
+        raise InputError(f"{where}: this line is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: this line is no JSON object, as it should be")
+    image = fields.get("image")
+    if image is not None and not (isinstance(image, str) and image):
+        raise InputError(f"{where}: image must be the path of a picture, not {image!r}; leave it out if there is none")
+    picture = None if image is None else folder / image
+    if "turns" in fields:
+        return Dialogue(where=where, turns=_parse_turns(fields["turns"], where), image=picture)
+    path, duration = fields.get("path"), fields.get("duration")
+    if not isinstance(path, str) or not path:
+        raise InputError(f'{where}: there is neither "path" (a recording) nor "turns" (a dialogue in writing)')
+    if not _is_time(duration) or duration <= 0:
+        raise InputError(f"{where}: duration must be a number of seconds above 0, not {duration!r}")
+    return Recording(where=where, audio=folder / path, duration=float(duration), image=picture)
+
+
+def _parse_turns(turns: Any, where: str) -> tuple[Turn, ...]:
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f"{where}: turns must be a list with at least one turn")
+    parsed = []
+    for number, turn in enumerate(turns, start=1):
+        role, text = (turn.get("role"), turn.get("text")) if isinstance(turn, dict) else (None, None)
+        if role not in ("user", "assistant"):
+            raise InputError(f"{where}: turn {number} has the role {role!r}; it must be user or assistant")
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"{where}: turn {number} has no text")
+        parsed.append(Turn(cast(Role, role), text.strip()))
+    return tuple(parsed)
+
+
+# words of a recording -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SpokenWords:
+    """The words of both sides of a recording, in the order in which they begin."""
+
+    assistant: tuple[Word, ...]
+    user: tuple[Word, ...]
+
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation in writing: words of one side that nobody's word interrupts are a turn."""
+        marked: list[tuple[Role, Word]] = [("assistant", word) for word in self.assistant]
+        marked += [("user", word) for word in self.user]
+        marked.sort(key=lambda pair: pair[1].start)
+        grouped = itertools.groupby(marked, key=lambda pair: pair[0])
+        return tuple(Turn(role, " ".join(word.text for _, word in pairs)) for role, pairs in grouped)
+
+
+def read_words(recording: Recording) -> SpokenWords:
+    """The words in the `.json` file beside a recording. Raises InputError that names the file and the bad entry."""
+    path = recording.audio.with_suffix(".json")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{recording.where}: the words of {recording.audio.name} are missing: there is no {path}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    alignments = content.get("alignments") if isinstance(content, dict) else None
+    if not isinstance(alignments, list):
+        raise InputError(f'{path} must hold {{"alignments": [["word", [start, end], "SPEAKER_MAIN"], …]}}')
+    sides: dict[bool, list[Word]] = {True: [], False: []}
+    for index, entry in enumerate(alignments):
+        word, speaker = _parse_word(entry, f"{path}: alignment {index}")
+        if word.text:
+            sides[speaker == SPEAKER_MAIN].append(word)
+    return SpokenWords(_in_order(sides[True]), _in_order(sides[False]))
+
+
+def _parse_word(entry: Any, where: str) -> tuple[Word, str]:
+    match entry:
+        case [str(text), [start, end], str(speaker)] if _is_time(start) and _is_time(end):
+            if not 0 <= start <= end:
+                raise InputError(f"{where}: the word {text!r} goes from {start} to {end} s, which is no span of time")
+            return Word(text.strip(), float(start), float(end)), speaker
+    raise InputError(f'{where} is {json.dumps(entry)[:80]}; it must be ["word", [start, end], "SPEAKER_MAIN"]')
+
+
+def _is_time(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _in_order(words: Sequence[Word]) -> tuple[Word, ...]:
+    return tuple(sorted(words, key=lambda word: word.start))

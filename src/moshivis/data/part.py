@@ -1,0 +1,173 @@
+"""One part of a source file packed: some of its lines to one file of each kind, and a note that it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moshivis.data.encode import Encoder, speech_sample
+from moshivis.data.layout import Dialogue, Entry, Line, Recording, parse_line, read_words
+from moshivis.data.sample import Kind
+from moshivis.data.shard_format import ShardFile, picture_key, shard_file
+from moshivis.data.shard_writer import PartWriter, open_part
+from moshivis.data.shards import check_size
+from moshivis.data.written import Form, speechless_sample
+from moshivis.errors import InputError, ShardError
+from moshivis.files import atomic_write, read_limited
+from moshivis.vision.image import MAX_BYTES, read_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one process packs at a time."""
+
+    number: int
+    lines: tuple[Line, ...]
+    pictures: frozenset[Path]  # those that this part stores; the others are stored by an earlier part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How conversations become samples. `kind` None keeps the kind of each: recordings speech, dialogues speechless."""
+
+    kind: Kind | None = None
+    form: Form = "plain"
+    skip_broken: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """A conversation that could not be packed."""
+
+    where: str
+    why: str
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What became of some conversations; tallies can be added."""
+
+    conversations: int = 0  # packed
+    seconds: float = 0.0  # of recordings
+    words: int = 0  # of the assistant, spoken
+    late: int = 0  # words that begin after their frame (see alignment.Alignment)
+    lost: int = 0  # pieces
+    unspelt: int = 0  # words
+    broken: list[Broken] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        for item in dataclasses.fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Tally:
+        return cls(**fields | {"broken": [Broken(**broken) for broken in fields["broken"]]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The note that a part leaves, `part-N.json`: it is written last."""
+
+    files: tuple[ShardFile, ...]
+    tally: Tally
+
+    def write(self, path: Path) -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+def note_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.json"
+
+
+def read_done(folder: Path, number: int) -> Done | None:
+    """The note of a part that an earlier run has finished and whose files are all there, else None."""
+    try:
+        fields = json.loads(note_path(folder, number).read_text(encoding="utf-8"))
+        files = tuple(shard_file(file) for file in fields["files"])
+        for file in files:
+            check_size(folder, file)
+        return Done(files=files, tally=Tally.from_json(fields["tally"]))
+    except (FileNotFoundError, ShardError, ValueError, KeyError, TypeError):
+        return None  # the part is made again
+
+
+def pack_part(part: Part, folder: Path, rules: Rules, encoder: Encoder, on_line: Callable[[], None]) -> Done:
+    """Pack a part and leave its note. `on_line` is called after each line.
+
+    Raises InputError for a broken conversation unless they are skipped.
+    """
+    tally = Tally()
+    with open_part(folder, part.number, encoder.codebooks) as writer:
+        packer = _Packer(part, rules, encoder, writer, tally)
+        for line in part.lines:
+            try:
+                packer.pack(line)
+            except InputError as error:
+                if not rules.skip_broken:
+                    raise
+                tally.broken.append(Broken(where=line.where, why=str(error)))
+            on_line()
+    done = Done(files=tuple(writer.files), tally=tally)
+    done.write(note_path(folder, part.number))
+    return done
+
+
+class _Packer:
+    """Packs the lines of a part. A picture that several lines name is read once."""
+
+    def __init__(self, part: Part, rules: Rules, encoder: Encoder, writer: PartWriter, tally: Tally):
+        self.part, self.rules, self.encoder = part, rules, encoder
+        self.writer, self.tally = writer, tally
+        self._keys: dict[Path, str] = {}
+
+    def pack(self, line: Line) -> None:
+        entry = parse_line(line)
+        image = self._picture(entry)
+        match entry:
+            case Recording() if self.rules.kind != "speechless":
+                self._pack_speech(entry, image)
+            case Recording():
+                self._pack_written(Dialogue(where=entry.where, turns=read_words(entry).turns(), image=None), image)
+            case Dialogue() if self.rules.kind != "speech":
+                self._pack_written(entry, image)
+            case _:
+                raise InputError(f"{line.where}: a dialogue in writing has no sound; record or synthesise it first")
+        self.tally.conversations += 1
+
+    def _pack_speech(self, recording: Recording, image: str | None) -> None:
+        made = speech_sample(recording, read_words(recording), self.encoder, image=image)
+        self.writer.add(made.sample, image)
+        self.tally.seconds += recording.duration
+        self.tally.words += made.words
+        self.tally.late += made.late
+        self.tally.lost += made.lost
+        self.tally.unspelt += made.unspelt
+
+    def _pack_written(self, dialogue: Dialogue, image: str | None) -> None:
+        if not dialogue.turns:
+            raise InputError(f"{dialogue.where}: nobody says a word in this recording, so it cannot be written down")
+        sample = speechless_sample(
+            dialogue.turns, self.encoder.tokenizer, form=self.rules.form, image=image, origin=dialogue.where
+        )
+        self.writer.add(sample, image)
+
+    def _picture(self, entry: Entry) -> str | None:
+        """The key of the conversation's picture, which is stored here if this part is the one to store it."""
+        path = entry.image
+        if path is None:
+            return None
+        if path not in self._keys:
+            try:
+                file = read_limited(path, max_bytes=MAX_BYTES, noun="picture")
+                read_image(file)
+            except InputError as error:
+                raise InputError(f"{entry.where}: picture {path}: {error}") from error
+            self._keys[path] = picture_key(file)
+            if path in self.part.pictures:
+                self.writer.add_picture(file)
+        return self._keys[path]

@@ -1,0 +1,273 @@
+"""A `.jsonl` file of conversations packed into a folder of shards, by several processes, in any number of sittings.
+
+The lines are cut into parts. A finished part stays finished: after an interruption of any kind the same call goes on
+with the parts that are missing. The manifest is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moshivis.data.encode import Encoder
+from moshivis.data.layout import Line, parse_line, read_lines
+from moshivis.data.part import Done, Part, Rules, Tally, note_path, pack_part, read_done
+from moshivis.data.shard_format import MANIFEST, Manifest, codec_fingerprint, tokenizer_fingerprint
+from moshivis.errors import InputError, MoshivisError
+from moshivis.files import atomic_write
+
+LINES_A_PART = 256
+JOB, REPORT = "job.json", "report.json"
+_TICK = 0.2  # seconds between two looks at how far the processes are
+
+OnProgress = Callable[[int, int], None]  # lines done, of how many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """What a folder holds, and what became of the conversations on the way."""
+
+    manifest: Manifest
+    tally: Tally
+
+
+def tokenize(
+    source: Path,
+    folder: Path,
+    load: Callable[[], Encoder],
+    *,
+    rules: Rules | None = None,
+    workers: int = 1,
+    lines_a_part: int = LINES_A_PART,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Tokenized:
+    """Pack the conversations of `source` into `folder`, or finish what an earlier call began.
+
+    `load` gives the encoder; it is called in every worker process and must be picklable. One worker runs in this
+    process.
+    Raises InputError for a broken conversation unless `rules` skip them, if all are broken, or if the folder holds
+    anything but an earlier beginning of the same job.
+    """
+    if workers < 1 or lines_a_part < 1:
+        raise InputError(f"{workers} workers cannot pack parts of {lines_a_part} conversations: both must be 1 or more")
+    rules = rules or Rules()
+    lines = read_lines(source)
+    encoder = load()
+    _claim(folder, _describe(lines, rules, encoder, lines_a_part))
+    if (folder / MANIFEST).exists():
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        return Tokenized(manifest=Manifest.read(folder), tally=Tally.from_json(report))
+    parts = _parts(lines, lines_a_part)
+    done = {part.number: note for part in parts if (note := read_done(folder, part.number))}
+    missing = [part for part in parts if part.number not in done]
+    finished = len(lines) - sum(len(part.lines) for part in missing)
+
+    def count(new: int) -> None:
+        on_progress(finished + new, len(lines))
+
+    count(0)
+    try:
+        if workers == 1:
+            done |= _pack_here(missing, folder, rules, encoder, count)
+        else:
+            done |= _pack_in_processes(missing, folder, rules, load, workers, count)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written: {error.strerror or error}; run the same again to go on"
+        ) from error
+    return _finish(folder, [done[part.number] for part in parts], encoder)
+
+
+# the job --------------------------------------------------------------------------------------------------------------
+
+
+def _describe(lines: list[Line], rules: Rules, encoder: Encoder, lines_a_part: int) -> dict[str, Any]:
+    """What makes two calls the same job."""
+    content = "\n".join(f"{line.number} {line.text}" for line in lines)
+    return {
+        "source": str(lines[0].path.absolute()),
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "lines_a_part": lines_a_part,
+        "rules": dataclasses.asdict(rules),
+        "codebooks": [encoder.own_codebooks, encoder.user_codebooks],
+        "tokenizer": tokenizer_fingerprint(encoder.tokenizer),
+        "codec": codec_fingerprint(encoder.codec),
+    }
+
+
+def _claim(folder: Path, job: dict[str, Any]) -> None:
+    """Begin the job in a new folder, or make sure that it is the one begun there."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the packed samples")
+    path = folder / JOB
+    if path.exists():
+        try:
+            begun = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}; remove the folder and begin anew") from error
+        differing = [name for name in job if begun.get(name) != job[name]]
+        if differing:
+            raise InputError(
+                f"{folder} was begun otherwise (different: {', '.join(differing)}); give the same arguments to go on, "
+                "or another folder to begin anew"
+            )
+        for temporary in folder.glob(".*"):  # left behind by a run that was killed
+            temporary.unlink()
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty, and nothing in it is ours; name another folder")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
+
+
+def _parts(lines: list[Line], lines_a_part: int) -> list[Part]:
+    """Every picture is stored by the first part that names it."""
+    stored: set[Path] = set()
+    parts = []
+    for number, begin in enumerate(range(0, len(lines), lines_a_part)):
+        chunk = tuple(lines[begin : begin + lines_a_part])
+        named = {path for path in map(_picture, chunk) if path is not None}
+        parts.append(Part(number=number, lines=chunk, pictures=frozenset(named - stored)))
+        stored |= named
+    return parts
+
+
+def _picture(line: Line) -> Path | None:
+    try:
+        return parse_line(line).image
+    except InputError:  # said when the line's turn comes
+        return None
+
+
+def _finish(folder: Path, notes: list[Done], encoder: Encoder) -> Tokenized:
+    tally = Tally()
+    for note in notes:
+        tally.add(note.tally)
+    if not tally.conversations:
+        first = tally.broken[0]
+        raise InputError(f"not one of {len(tally.broken)} conversations could be packed; the first: {first.why}")
+    files = tuple(file for note in notes for file in note.files)
+    has_speech = any(file.content == "speech" for file in files)
+    manifest = Manifest(
+        codebooks=encoder.codebooks if has_speech else 0,
+        tokenizer=tokenizer_fingerprint(encoder.tokenizer),
+        codec=codec_fingerprint(encoder.codec) if has_speech else None,
+        files=files,
+        skipped=len(tally.broken),
+    )
+    with atomic_write(folder / REPORT) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(tally), indent=1) + "\n", encoding="utf-8")
+    manifest.write(folder)
+    for number in range(len(notes)):
+        note_path(folder, number).unlink(missing_ok=True)
+    return Tokenized(manifest=manifest, tally=tally)
+
+
+# running --------------------------------------------------------------------------------------------------------------
+
+
+def _pack_here(
+    parts: list[Part], folder: Path, rules: Rules, encoder: Encoder, count: Callable[[int], None]
+) -> dict[int, Done]:
+    packed = 0
+
+    def on_line() -> None:
+        nonlocal packed
+        packed += 1
+        count(packed)
+
+    return {part.number: pack_part(part, folder, rules, encoder, on_line) for part in parts}
+
+
+def _pack_in_processes(
+    parts: list[Part],
+    folder: Path,
+    rules: Rules,
+    load: Callable[[], Encoder],
+    workers: int,
+    count: Callable[[int], None],
+) -> dict[int, Done]:
+    context = multiprocessing.get_context("spawn")
+    packed, stop = context.Value("q", 0), context.Event()
+    pool = ProcessPoolExecutor(
+        min(workers, max(1, len(parts))), context, initializer=_start_worker, initargs=(load, packed, stop)
+    )
+    with pool:
+        futures = {pool.submit(_work, part, folder, rules): part.number for part in parts}
+        with _stopping(stop, pool):
+            for _ in _until_done(set(futures)):
+                count(packed.value)
+        return {number: future.result() for future, number in futures.items()}
+
+
+@contextmanager
+def _stopping(stop: Any, pool: ProcessPoolExecutor) -> Iterator[None]:
+    """If the block raises, let the processes end with the line that they are at."""
+    try:
+        yield
+    except BaseException as error:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise MoshivisError(
+                "a process that packed samples was ended from outside, perhaps for want of memory; "
+                "run the same again to go on, with fewer workers"
+            ) from error
+        raise
+
+
+def _until_done(waiting: set[Future[Done]]) -> Iterator[None]:
+    """Yields now and then; raises what a future raises."""
+    while waiting:
+        finished, waiting = wait(waiting, timeout=_TICK)
+        for future in finished:
+            future.result()
+        yield
+
+
+class _Worker:
+    """What a process keeps from one part to the next."""
+
+    encoder: Encoder
+    packed: Any
+    stop: Any
+
+
+def _start_worker(load: Callable[[], Encoder], packed: Any, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _Worker.encoder, _Worker.packed, _Worker.stop = load(), packed, stop
+
+
+def _end_with_parent() -> None:
+    """A run that is killed must not leave processes behind that go on writing into its folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(part: Part, folder: Path, rules: Rules) -> Done:
+    return pack_part(part, folder, rules, _Worker.encoder, _on_line)
+
+
+def _on_line() -> None:
+    with _Worker.packed.get_lock():
+        _Worker.packed.value += 1
+    if _Worker.stop.is_set():
+        raise MoshivisError("stopped")

@@ -1,0 +1,161 @@
+"""Conversations in folders: what is read, and what is said about lines that are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from data_support import write_corpus, write_recording
+from moshivis.data.encode import encode_recording, stereo_blocks
+from moshivis.data.layout import Dialogue, Line, Recording, Turn, parse_line, read_lines, read_words
+from moshivis.errors import InputError
+from moshivis.model import MoshiVis
+
+
+def parse(fields: Any) -> Recording | Dialogue:
+    return parse_line(Line(Path("set/a.jsonl"), 7, json.dumps(fields)))
+
+
+def test_lines_of_both_kinds() -> None:
+    recording = parse({"path": "wav/a.wav", "duration": 3, "image": "a.png"})
+    assert recording == Recording(
+        where="set/a.jsonl:7", audio=Path("set/wav/a.wav"), duration=3.0, image=Path("set/a.png")
+    )
+    dialogue = parse({"turns": [{"role": "user", "text": " what? "}, {"role": "assistant", "text": "that"}]})
+    turns = (Turn("user", "what?"), Turn("assistant", "that"))
+    assert dialogue == Dialogue(where="set/a.jsonl:7", turns=turns, image=None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([], "no JSON object"),
+        ({}, 'neither "path"'),
+        ({"path": "a.wav"}, "duration must be a number of seconds above 0, not None"),
+        ({"path": "a.wav", "duration": True}, "duration"),
+        ({"path": "a.wav", "duration": float("nan")}, "duration"),
+        ({"path": "a.wav", "duration": 1, "image": 3}, "image must be the path"),
+        ({"turns": []}, "at least one turn"),
+        ({"turns": ["hello"]}, "turn 1 has the role None"),
+        ({"turns": [{"role": "user", "text": "a"}, {"role": "system", "text": "b"}]}, "turn 2 has the role 'system'"),
+        ({"turns": [{"role": "user", "text": "  "}]}, "turn 1 has no text"),
+    ],
+)
+def test_a_wrong_line_is_named(fields: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"^set/a.jsonl:7: .*{message}"):
+        parse(fields)
+
+
+def test_lines_that_are_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('\n{"path": "a.wav", "duration": 1}\n\n{broken\n')
+    lines = read_lines(path)
+    assert [line.number for line in lines] == [2, 4]
+    with pytest.raises(InputError, match=r"a.jsonl:4: this line is no JSON"):
+        parse_line(lines[1])
+    path.write_text("\n")
+    with pytest.raises(InputError, match="is empty"):
+        read_lines(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_lines(tmp_path / "none.jsonl")
+
+
+# words ----------------------------------------------------------------------------------------------------------------
+
+
+def recording_with(tmp_path: Path, content: Any) -> Recording:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    return Recording(where="a.jsonl:1", audio=tmp_path / "a.wav", duration=1.0, image=None)
+
+
+def test_words_of_both_sides_and_the_turns_they_make(tmp_path: Path) -> None:
+    alignments = [
+        ["yes", [2.0, 2.1], "SPEAKER_MAIN"],
+        [" is ", [0.0, 0.1], "SPEAKER_00"],
+        ["it", [0.2, 0.3], "SPEAKER_00"],
+        ["", [0.2, 0.3], "SPEAKER_00"],
+        ["it", [2.2, 2.3], "SPEAKER_MAIN"],
+    ]
+    words = read_words(recording_with(tmp_path, {"alignments": alignments}))
+    assert [word.text for word in words.assistant] == ["yes", "it"]
+    assert words.turns() == (Turn("user", "is it"), Turn("assistant", "yes it"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "must hold"),
+        ({"alignments": [["a", [0, 1]]]}, "alignment 0 is"),
+        ({"alignments": [["a", [0, 1], "S"], ["b", [2, 1], "S"]]}, "alignment 1: the word 'b' goes from 2 to 1 s"),
+        ({"alignments": [["a", [-1, 1], "S"]]}, "no span of time"),
+        ({"alignments": [["a", ["0", 1], "S"]]}, "alignment 0 is"),
+    ],
+)
+def test_wrong_words_are_named(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_words(recording_with(tmp_path, content))
+
+
+def test_missing_words(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, recordings=1)
+    (tmp_path / "0.json").unlink()
+    recording = parse_line(read_lines(corpus)[0])
+    assert isinstance(recording, Recording)
+    with pytest.raises(InputError, match=r"all.jsonl:1: the words of 0.wav are missing"):
+        read_words(recording)
+
+
+# sound ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [24000, 44100, 8000])
+def test_blocks_are_the_recording(tmp_path: Path, rate: int) -> None:
+    write_recording(tmp_path / "a.wav", 1.23, rate=rate)
+    blocks = list(stereo_blocks(tmp_path / "a.wav", 24000, 1920, 5))
+    assert [block.shape for block in blocks] == [(2, 9600)] * 3 + [(2, 1920)]
+    joined = np.concatenate(blocks, axis=1)
+    length = round(1.23 * 24000)
+    times = np.arange(length) / 24000
+    tone = 0.3 * np.sin(2 * np.pi * 200 * times)  # on the right, the user's side
+    assert np.abs(joined[1, 100 : length - 100] - tone[100:-100]).max() < 0.01
+    assert np.abs(joined[0, :length]).mean() > 0.02
+    assert np.abs(joined[:, length + 10 :]).max() < 0.01
+
+
+def test_codes_are_those_of_a_live_conversation(tiny_model: MoshiVis, tmp_path: Path) -> None:
+    write_recording(tmp_path / "a.wav", 2.5)
+    codec = tiny_model.codec
+    codes = encode_recording(tmp_path / "a.wav", codec, 3)
+    assert codes.shape == (2, 3, 32)
+    assert codes.dtype == np.int16
+    state = codec.new_encoder_state(1)
+    right = np.concatenate(list(stereo_blocks(tmp_path / "a.wav", 24000, 1920, 1)), axis=1)[1]
+    with torch.inference_mode():
+        frames = [codec.encode_step(state, torch.from_numpy(frame)[None, None]) for frame in np.split(right, 32)]
+    assert np.array_equal(codes[1], torch.cat(frames, dim=-1)[0].numpy())
+
+
+def test_recordings_that_cannot_be_used(tmp_path: Path) -> None:
+    def blocks(path: Path) -> None:
+        list(stereo_blocks(path, 24000, 1920, 5))
+
+    with pytest.raises(InputError, match=r"none.wav is not audio"):
+        blocks(tmp_path / "none.wav")
+    (tmp_path / "text.wav").write_text("no sound")
+    with pytest.raises(InputError, match=r"text.wav is not audio"):
+        blocks(tmp_path / "text.wav")
+    soundfile.write(tmp_path / "mono.wav", np.zeros(100), 24000)
+    with pytest.raises(InputError, match="must have two channels.*not 1"):
+        blocks(tmp_path / "mono.wav")
+    soundfile.write(tmp_path / "empty.wav", np.zeros((0, 2)), 24000)
+    with pytest.raises(InputError, match="is empty"):
+        blocks(tmp_path / "empty.wav")
+    soundfile.write(tmp_path / "nan.wav", np.full((100, 2), np.nan, np.float32), 24000, subtype="FLOAT")
+    with pytest.raises(InputError, match="not finite"):
+        blocks(tmp_path / "nan.wav")

@@ -1,0 +1,151 @@
+"""Data sets mixed by weight, wrapped in other talk, cut to size."""
+
+from __future__ import annotations
+
+import collections
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_support import Numbered, same, sample
+from moshivis.data.concat import Concatenated
+from moshivis.data.cut import Windows, cut, cut_points, join
+from moshivis.data.mixture import BLOCK, Mixture, shares
+from moshivis.data.sample import Kind
+from moshivis.errors import InputError
+from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING
+
+
+def mixture(*weights: float, seed: int = 0) -> Mixture:
+    return Mixture([(Numbered(f"set {i}"), weight) for i, weight in enumerate(weights)], "speech", seed)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(0.05, 10), min_size=1, max_size=11), st.integers(0, 9), st.integers(0, 10**6))
+def test_every_block_has_exact_shares(weights: list[float], seed: int, block: int) -> None:
+    mixed = mixture(*weights, seed=seed)
+    found = [mixed.find(position) for position in range(block * BLOCK, (block + 1) * BLOCK)]
+    counts = collections.Counter(part for part, _ in found)
+    for part, weight in enumerate(weights):
+        assert abs(counts[part] - BLOCK * weight / sum(weights)) < 1
+        inner = [position for number, position in found if number == part]
+        assert inner == list(range(block * counts[part], (block + 1) * counts[part]))
+
+
+def test_the_order_in_a_block_is_shuffled_and_stays() -> None:
+    mixed = mixture(2, 1)
+    order = [mixed.find(position)[0] for position in range(BLOCK)]
+    assert len({tuple(order[i : i + 6]) for i in range(0, 900, 6)}) > 20
+    copy = pickle.loads(pickle.dumps(mixed))
+    assert [copy.find(position)[0] for position in reversed(range(BLOCK))] == order[::-1]
+    assert [mixed.find(BLOCK + position)[0] for position in range(BLOCK)] != order
+    assert same(copy[12345], mixed[12345])
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20), st.integers(0, 5000))
+def test_shares_add_up(weights: list[float], total: int) -> None:
+    counts = shares(weights, total)
+    assert sum(counts) == total
+    assert all(abs(count - total * weight / sum(weights)) <= 1 for count, weight in zip(counts, weights, strict=True))
+
+
+def test_a_picture_is_found_in_its_data_set() -> None:
+    mixed = Mixture([(Numbered(image="a"), 1), (Numbered(image="b"), 1)], "speech")
+    assert mixed.picture("b") == b"b"
+    with pytest.raises(KeyError, match="no data set of mixture holds the picture c"):
+        mixed.picture("c")
+
+
+def test_mixtures_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="at least one data set"):
+        mixture()
+    with pytest.raises(InputError, match="finite numbers above 0, not 1, 0"):
+        mixture(1, 0)
+    with pytest.raises(InputError, match="the weight of set 1 is less than one sample in 1000"):
+        mixture(1, 1e-5)
+    with pytest.raises(InputError, match="set x holds speechless samples; it cannot be mixed with speech ones"):
+        Mixture([(Numbered("set x", kind="speechless"), 1)], "speech")
+
+
+# p_concat -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["speech", "speechless"])
+def test_a_dialogue_is_wrapped_and_keeps_its_picture(kind: Kind) -> None:
+    visual = Numbered("visual", kind, length=30, image="p")
+    wrapped = Concatenated(visual, Numbered("general", kind, length=40), probability=1, longest=80)
+    lengths = set()
+    for position in range(60):
+        found, inner = wrapped[position], visual[position]
+        assert len(found) <= 80
+        assert (found.image, found.kind) == ("p", kind)
+        origins = found.origin.split(" + ")
+        assert str(position) in origins
+        begins = [i for i in range(len(found) - 29) if np.array_equal(found.text[i : i + 30], inner.text)]
+        at = next(i for i in begins if np.array_equal(found.speaker[i : i + 30], inner.speaker))
+        if inner.audio is not None and found.audio is not None:
+            assert np.array_equal(found.audio[:, at : at + 30], inner.audio)
+            assert found.audio.shape[1] == len(found)
+        if inner.text_graded is not None:
+            assert found.text_graded is not None
+            assert np.array_equal(found.text_graded[at : at + 30], inner.text_graded)
+        lengths.add((at, len(found) - at - 30))
+        assert same(wrapped[position], found)
+    assert len(lengths) > (20 if kind == "speech" else 2)
+    assert any(before and after for before, after in lengths)
+
+
+def test_how_often_it_is_wrapped() -> None:
+    wrapped = Concatenated(Numbered(image="p"), Numbered(length=200), probability=0.3, longest=200)
+    share = sum(len(wrapped[position]) > 20 for position in range(600)) / 600
+    assert 0.2 < share < 0.36  # now and then both cuts are empty
+    never = Concatenated(Numbered(image="p"), Numbered(), probability=0, longest=200)
+    assert all(len(never[position]) == 20 for position in range(50))
+    no_room = Concatenated(Numbered(image="p"), Numbered(), probability=1, longest=20)
+    assert len(no_room[0]) == 20
+    general = Concatenated(Numbered(), Numbered(), probability=1, longest=200)
+    assert len(general[0]) == 20  # without a picture there is nothing to wrap
+
+
+def test_wrapping_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="p_concat must be between 0 and 1"):
+        Concatenated(Numbered(), Numbered(), probability=2, longest=9)
+    with pytest.raises(InputError, match="cannot be joined"):
+        Concatenated(Numbered(), Numbered(kind="speechless"), probability=1, longest=9)
+    with pytest.raises(InputError, match="numbers of codebooks"):
+        join([sample(1), sample(2, codebooks=4)], None)
+
+
+# cutting --------------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_not_cut() -> None:
+    made = sample(3, length=60)
+    points = cut_points(made)
+    assert (points[0], points[-1]) == (0, 60)
+    assert set(made.text[points[1:-1]]) == {PADDING, END_OF_PADDING}
+    assert cut_points(sample(3, kind="speechless")).tolist() == [0, 10, 20]
+
+
+def test_pieces_make_the_whole() -> None:
+    made = sample(3, image="p")
+    joined = join([cut(made, 0, 7), cut(made, 7, 7), cut(made, 7, 20)], "p")
+    assert joined.origin == "3 + 3"
+    assert same(cut(made, 0, 20), made)
+    assert made.audio is not None
+    assert joined.audio is not None
+    assert np.array_equal(joined.text, made.text)
+    assert np.array_equal(joined.audio, made.audio)
+
+
+@pytest.mark.parametrize("kind", ["speech", "speechless"])
+def test_windows(kind: Kind) -> None:
+    short, long = Windows(Numbered(kind=kind), 20), Windows(Numbered(kind=kind, length=100, image="p"), 20)
+    assert same(short[4], sample(4, kind=kind))
+    pieces = [long[position] for position in range(50)]
+    assert all(0 < len(piece) <= 20 and piece.image == "p" for piece in pieces)
+    assert same(long[7], pieces[7])
+    assert long.picture("p") == b"p"

@@ -1,0 +1,241 @@
+"""`moshivis data`: folders of recordings packed by real processes, killed and continued; samples looked at."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+import moshivis
+from data_support import same, write_corpus, write_recording
+from moshivis.cli import main
+from moshivis.commands.data import load_encoder
+from moshivis.data.alignment import words_of
+from moshivis.data.part import Rules
+from moshivis.data.shard_format import Manifest
+from moshivis.data.shards import open_shards
+from moshivis.data.tokenize import Tokenized, tokenize
+from moshivis.errors import InputError
+from moshivis.speech_lm.tokenizer import TextTokenizer
+
+SOURCE = str(Path(moshivis.__file__).parents[1])
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+def pack(corpus: Path, out: Path, model: Path, **options: Any) -> Tokenized:
+    return tokenize(corpus, out, functools.partial(load_encoder, model, "cpu"), lines_a_part=3, **options)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    files = sorted(folder.rglob("*.parquet")) + [folder / "manifest.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_conversations_become_samples(
+    corpus: Path, tiny_folder: Path, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    packed = pack(corpus, tmp_path / "out", tiny_folder, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 10) for done in range(11)]
+    assert (packed.tally.conversations, packed.tally.words, packed.tally.broken) == (10, 12, [])
+    manifest = Manifest.read(tmp_path / "out")
+    assert [manifest.rows(content) for content in ("speech", "speechless", "pictures")] == [6, 4, 2]
+    speech = open_shards(tmp_path / "out", "speech", seed=None)
+    for number in range(6):
+        sample = speech[number]
+        assert sample.audio is not None
+        assert sample.audio.shape == (6, len(sample))
+        assert sample.origin == f"{corpus}:{number + 1}"
+        assert [word.text for word in words_of(sample.text, tiny_tokenizer)] == ["the", "star"]
+        assert (sample.image is None) == (number % 3 == 2)
+    written = open_shards(tmp_path / "out", "speechless", seed=None)[0]
+    assert tiny_tokenizer.decode(written.text.tolist()) == "what colour is the star the star is blue"
+    assert written.image is not None
+    file = open_shards(tmp_path / "out", "speechless").picture(written.image)
+    assert file == (corpus.parent / "red.png").read_bytes()
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".parquet"}
+
+
+def test_processes_make_the_same_files(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    pack(corpus, tmp_path / "one", tiny_folder)
+    pack(corpus, tmp_path / "two", tiny_folder, workers=2)
+    assert checksums(tmp_path / "one") == checksums(tmp_path / "two")
+
+
+def test_recordings_as_transcripts(
+    corpus: Path, tiny_folder: Path, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    packed = pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(kind="speechless"))
+    assert (packed.manifest.rows("speech"), packed.manifest.rows("speechless")) == (0, 10)
+    assert packed.manifest.codec is None
+    first = open_shards(tmp_path / "out", "speechless", seed=None)[0]
+    assert tiny_tokenizer.decode(first.text.tolist()) == "what star the star"
+
+
+@pytest.mark.timeout(900)  # seven processes import torch, which takes its time on a busy machine
+def test_killed_at_any_moment_it_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", recordings=12)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "moshivis.cli", "data", "tokenize", str(corpus), str(out)]
+    command += ["--model", str(tiny_folder), "--part", "2", "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        while not list(out.glob("part-*.json")):
+            assert process.poll() is None, process.stderr
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in map(out.joinpath, _files_of_finished_parts(out))}
+    assert kept
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(InputError, match="its packing was interrupted; the same"):
+        open_shards(out, "speech")
+    (out / ".speech-00007-x.parquet").write_bytes(b"half a file")
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
+    assert json.loads(finished.stdout)["speech"] == 12
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    pack_all = functools.partial(load_encoder, tiny_folder, "cpu")
+    tokenize(corpus, tmp_path / "whole", pack_all, lines_a_part=2)
+    assert checksums(out) == checksums(tmp_path / "whole")
+    assert not list(out.glob(".*"))
+
+
+def _files_of_finished_parts(out: Path) -> list[str]:
+    notes = [json.loads(path.read_text()) for path in out.glob("part-*.json")]
+    return [file["name"] for note in notes for file in note["files"]]
+
+
+def test_a_finished_folder_is_left_alone(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    first = pack(corpus, tmp_path / "out", tiny_folder)
+    before = checksums(tmp_path / "out")
+    assert pack(corpus, tmp_path / "out", tiny_folder) == first
+    assert checksums(tmp_path / "out") == before
+    with pytest.raises(InputError, match=r"was begun otherwise \(different: rules\)"):
+        pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(form="marked"))
+    corpus.write_text(corpus.read_text() + "\n" + corpus.read_text().splitlines()[0])
+    with pytest.raises(InputError, match="different: sha256"):
+        pack(corpus, tmp_path / "out", tiny_folder)
+    with pytest.raises(InputError, match="is not empty, and nothing in it is ours"):
+        pack(corpus, corpus.parent, tiny_folder)
+
+
+# broken conversations -------------------------------------------------------------------------------------------------
+
+
+def break_some(corpus: Path) -> None:
+    folder = corpus.parent
+    (folder / "blue.png").write_bytes(b"no picture")
+    (folder / "2.wav").unlink()
+    write_recording(folder / "3.wav", 9.0)
+    lines = corpus.read_text().splitlines()
+    corpus.write_text("\n".join([*lines, "{"]) + "\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_broken_conversations_are_named_and_counted(
+    corpus: Path, tiny_folder: Path, tmp_path: Path, workers: int
+) -> None:
+    break_some(corpus)
+    packed = pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(skip_broken=True), workers=workers)
+    reasons = {broken.where.rsplit(":", 1)[1]: broken.why for broken in packed.tally.broken}
+    assert sorted(reasons, key=int) == ["2", "3", "4", "5", "8", "11"]
+    assert "blue.png: this picture is not a picture" in reasons["2"]
+    assert "2.wav is not audio" in reasons["3"]
+    assert "lasts 9.0 s, but the line says 1.3 s" in reasons["4"]
+    assert "is no JSON" in reasons["11"]
+    assert (packed.manifest.skipped, packed.tally.conversations) == (6, 5)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["broken"]) == 6
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_or_packing_stops(corpus: Path, tiny_folder: Path, tmp_path: Path, workers: int) -> None:
+    break_some(corpus)
+    with pytest.raises(InputError, match="all.jsonl:"):
+        pack(corpus, tmp_path / "out", tiny_folder, workers=workers)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_nothing_to_pack(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="both must be 1 or more"):
+        pack(corpus, tmp_path / "out", tiny_folder, workers=0)
+    corpus.write_text("{}\n")
+    with pytest.raises(InputError, match="not one of 1 conversations could be packed; the first: .*all.jsonl:1"):
+        pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(skip_broken=True))
+
+
+# inspect --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_and_its_packed_sample_look_alike(
+    corpus: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(tiny_folder)]
+    assert main(["data", "tokenize", str(corpus), str(tmp_path / "set"), *model]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "folder": str(tmp_path / "set"),
+        "speech": 6,
+        "speechless": 4,
+        "pictures": 2,
+        "seconds": 7.5,
+        "skipped": 0,
+    }
+    for source, out in ((corpus, tmp_path / "line"), (tmp_path / "set", tmp_path / "shard")):
+        assert main(["data", "inspect", str(source), "--index", "1", "--out", str(out), *model]) == 0
+        assert "Assistant  [0.4 s] the star" in capsys.readouterr().out
+        stereo, rate = soundfile.read(out / "sample-1.wav")
+        assert (stereo.shape, rate) == ((14 * 1920, 2), 24000)
+        with Image.open(out / "sample-1.png") as drawn:
+            assert drawn.size[0] == 1400
+            colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 24) or []}
+            assert (0, 0, 255) in colours  # the picture
+    original, _ = soundfile.read(corpus.parent / "1.wav")
+    written, _ = soundfile.read(tmp_path / "line" / "sample-1.wav")
+    assert np.abs(written[: len(original)] - original).max() < 1e-3
+
+
+def test_a_written_sample(corpus: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["data", "inspect", str(corpus), "--index", "6", "--out", str(tmp_path), "--model", str(tiny_folder)]
+    assert main([*arguments, "--form", "marked"]) == 0
+    assert "User       what colour is the star\nAssistant  the star is blue\n" in capsys.readouterr().out
+    assert (tmp_path / "sample-6.png").exists()
+    assert not (tmp_path / "sample-6.wav").exists()
+
+
+def test_samples_that_are_not_there(
+    corpus: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(corpus, tmp_path / "set", tiny_folder)
+    for source, message in ((corpus, "has 10 conversations"), (tmp_path / "set", "has 6 speech samples")):
+        arguments = ["data", "inspect", str(source), "--index", "10", "--out", str(tmp_path)]
+        assert main([*arguments, "--model", str(tiny_folder)]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["data", "inspect", str(tmp_path / "set")]) == 2
+    assert "was packed with another tokenizer; name its model with --model" in capsys.readouterr().err
+
+
+def test_a_packed_folder_can_be_moved(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Nothing in it depends on where it or its source lies."""
+    pack(corpus, tmp_path / "set", tiny_folder)
+    before = open_shards(tmp_path / "set", "speech")[2]
+    shutil.move(tmp_path / "set", tmp_path / "moved")
+    shutil.rmtree(corpus.parent)
+    assert same(open_shards(tmp_path / "moved", "speech")[2], before)
