@@ -20,7 +20,7 @@ answer: $(VENV)/.installed
 	$(BIN)/moshivis talk --example --out answer.wav
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -49,5 +49,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
-	$(PIP) --editable '.[dev,eval,serve]'
+	$(PIP) --editable '.[dev,data,eval,serve,train]'
 	@touch $@ $(VENV)/.installed

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the tests share the cores already; said before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
 import pytest
 import sentencepiece
 import torch
@@ -25,6 +30,9 @@ from moshivis.config import (
 )
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
+
+hypothesis.settings.register_profile("busy", deadline=None)  # machines that run tests are
+hypothesis.settings.load_profile("busy")
 
 pytest_plugins = ["serve_support", "page_visitor"]  # fixtures
 

@@ -65,7 +65,9 @@ def test_every_model_has_its_own_scale() -> None:
 def test_words_are_painted_in_the_colour_of_their_gate() -> None:
     green, orange = PALETTE[0], PALETTE[10]
     small = draw_gates(conversation("I I see", [0.005, 0.013, 0.021], model="moshika-vis"), PICTURE, RELEASED_SCALE)
-    large = draw_gates(conversation("watermelon I I", [0.005, 0.013, 0.021], model="moshika-vis"), PICTURE, RELEASED_SCALE)
+    large = draw_gates(
+        conversation("watermelon I I", [0.005, 0.013, 0.021], model="moshika-vis"), PICTURE, RELEASED_SCALE
+    )
     assert area(large, green) > area(small, green) > 1000  # the legend, and a longer word
     assert area(large, orange) < area(small, orange)
     assert small.width == WIDTH

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from data_support import write_corpus
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ASSETS = ROOT / "src" / "moshivis" / "assets"
@@ -35,7 +37,12 @@ NOT_RUN = {
     ),
     "moshivis talk picture.png --audio question.wav --model path/to/folder --device cuda": "needs those 17 GB",
     "moshivis bench step --preset moshika-vis --random": "needs 24 GB of memory",
-    "apt-get install espeak-ng flite festival festvox-us-slt-hts": "needs an administrator",
+    "apt-get install espeak-ng flite festival festvox-us-slt-hts librsvg2-bin": "needs an administrator",
+    "pip install 'moshivis[train,data]'": "changes the environment that runs this test",
+    "torchrun --nproc-per-node 8 -m moshivis train paper": "needs eight GPUs, and data that nobody may pass on",
+    "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --nproc-per-node 8 -m moshivis train paper": (
+        "needs two such machines"
+    ),
     "pip install -e '.[eval]'": "changes the environment that runs this test",
     "python -m moshivis.mini build --out runs/mini": "takes hours",
     "python -m moshivis.mini measure": "takes minutes, and needs the speech programs",
@@ -63,6 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ASSETS / "example.png", folder / "picture.png")
     shutil.copy(ASSETS / "example.wav", folder / "question.wav")
     (folder / "tests").symlink_to(ROOT / "tests")
+    write_corpus(folder / "talks")
     return folder
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from moshivis import __version__
+from moshivis.commands.data_options import add_data
 from moshivis.errors import MoshivisError
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
@@ -33,11 +34,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_talk(verbs.add_parser("talk", help="ask questions about a picture, by voice or in writing"))
     _add_serve(verbs.add_parser("serve", help="a web page to talk on, and the protocols of other clients"))
     _add_chat(verbs.add_parser("chat", help="talk with a server from the terminal"))
+    add_data(verbs.add_parser("data", help="make training data, look at it"))
+    _add_train(verbs.add_parser("train", help="train adapters, LoRA or the whole model by a recipe"))
+    adapters = verbs.add_parser("adapters", help="what training leaves").add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
+    _add_merge(adapters.add_parser("merge", help="make one whole model of a base and its adapters"))
     _add_conform(verbs.add_parser("conform", help="compare the numbers of the model with recorded ones"))
     bench = verbs.add_parser("bench", help="measure speed").add_subparsers(dest="what", required=True, metavar="WHAT")
     _add_bench_step(bench.add_parser("step", help="one 80 ms frame, part by part"))
     _add_bench_codec(bench.add_parser("codec", help="the streaming codec, beside other programs"))
     _add_bench_serve(bench.add_parser("serve", help="how many conversations at once a server carries"))
+    _add_bench_train(bench.add_parser("train", help="a training step, beside the straightforward way"))
     return parser
 
 
@@ -56,6 +64,7 @@ def _add_talk(parser: argparse.ArgumentParser) -> None:
         help="the picture and the spoken question that come with the package, if none is given",
     )
     _add_model(parser, "mini")
+    _add_adapters(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
     results = parser.add_argument_group("results")
     results.add_argument(
@@ -86,6 +95,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "and those of the OpenAI SDK at /v1. Prints the address to open. Ctrl-C ends it."
     )
     _add_model(parser, "mini")
+    _add_adapters(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16")
     parser.add_argument("--threads", metavar="N", type=_some, help="of the CPU, for the model")
@@ -153,6 +163,32 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_chat)
 
 
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train by a recipe. The same command run again, after whatever ended it, goes on from its newest checkpoint. "
+        "With several GPUs: torchrun --nproc-per-node 8 -m moshivis train RECIPE"
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or one that comes with the package: paper, mini")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="over what the recipe says: steps=100 optimiser.rate=3e-4"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and do nothing")
+    parser.add_argument(
+        "--ranks", metavar="N", type=_some, default=1, help="processes that a dry run reckons with (default: 1)"
+    )
+    parser.set_defaults(run=_train)
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapters", metavar="FILE", help="the adapters.safetensors of a training run")
+    parser.add_argument("out", metavar="DIR", help="a new folder")
+    _add_model(parser, "mini")
+    parser.add_argument(
+        "--layout", choices=("moshivis", "released"), default="moshivis", help="of the files (default: moshivis)"
+    )
+    parser.set_defaults(run=_merge)
+
+
 def _add_conform(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="DIR", nargs="+", help="folders that hold cases")
     parser.add_argument("--device", default="cpu")
@@ -202,6 +238,19 @@ def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_bench_serve)
 
 
+def _add_bench_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="MODEL", default="mini", help="embedded model, folder, or preset with random weights"
+    )
+    parser.add_argument("--rows", metavar="B", type=int, default=16, help="samples of a step (default: 16)")
+    parser.add_argument("--steps", metavar="N", type=int, default=10, help="steps that count (default: 10)")
+    parser.add_argument("--frames", metavar="T", type=int, default=192, help="of the longest speech sample")
+    parser.add_argument("--tokens", metavar="T", type=int, default=96, help="of the longest speechless sample")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--activation-checkpointing", action="store_true", help="keep less, compute twice")
+    parser.set_defaults(run=_bench_train)
+
+
 def _add_model(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
         "--model",
@@ -210,6 +259,12 @@ def _add_model(parser: argparse.ArgumentParser, default: str | None) -> None:
         help="mini (comes with the package), a folder, or a repository of the Hugging Face Hub",
     )
     parser.add_argument("--download", action="store_true", help="allow fetching the repository")
+
+
+def _add_adapters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapters", metavar="FILE", help="what a training run left, in place of the adapters of the model"
+    )
 
 
 # values ---------------------------------------------------------------------------------------------------------------
@@ -271,6 +326,18 @@ def _chat(arguments: argparse.Namespace) -> int:
     return run_chat(arguments)
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    from moshivis.commands.train import run_train
+
+    return run_train(arguments)
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from moshivis.commands.adapters import run_merge
+
+    return run_merge(arguments)
+
+
 def _conform(arguments: argparse.Namespace) -> int:
     from moshivis.conform.run import run_conform
 
@@ -287,6 +354,12 @@ def _bench_codec(arguments: argparse.Namespace) -> int:
     from moshivis.inference.bench_codec import run_bench_codec
 
     return run_bench_codec(arguments)
+
+
+def _bench_train(arguments: argparse.Namespace) -> int:
+    from moshivis.training.bench import run_bench_train
+
+    return run_bench_train(arguments)
 
 
 def _bench_serve(arguments: argparse.Namespace) -> int:

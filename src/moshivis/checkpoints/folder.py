@@ -75,8 +75,8 @@ def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: torch.d
 
     Raises CheckpointError if anything is missing, surplus, misshapen or damaged; nothing is half-loaded.
     """
-    model = empty_model(_read_config(folder))
-    files = _shard_files(folder)
+    model = empty_model(read_config(folder))
+    files = weight_files(folder)
     expected = model.state_dict()
     check_tensors(read_shapes(files), expected, str(folder))
     fill_model(model, dict(read_tensors(files, device)), dtype)
@@ -117,7 +117,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path) -> ModelConfig:
+    """The config of one of our folders. Raises CheckpointError if it describes no model."""
     described = read_json(folder / "config.json")
     if described.get("version") != VERSION:
         raise CheckpointError(
@@ -129,7 +130,8 @@ def _read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{folder / 'config.json'} describes no model: {error}") from error
 
 
-def _shard_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The shards that hold the weights. Raises CheckpointError if the index is missing or damaged."""
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{folder / INDEX} holds no weight_map")

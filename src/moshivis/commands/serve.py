@@ -60,6 +60,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             dtype=_dtype(arguments.dtype),
             download=arguments.download,
+            adapters=arguments.adapters,
         )
         threads = arguments.threads
         if threads is None and assistant.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:

@@ -20,8 +20,8 @@ from rich.text import Text
 from moshivis.audio import read_audio, write_wav
 from moshivis.errors import InputError
 from moshivis.evaluation.gates import draw_gates
-from moshivis.inference.colour import GateScale
 from moshivis.files import atomic_write
+from moshivis.inference.colour import GateScale
 from moshivis.inference.conversation import Assistant, TextPiece, load
 from moshivis.inference.sampling import Sampling
 from moshivis.inference.talk import Question, TalkResult, Turn, talk
@@ -36,7 +36,7 @@ def run_talk(arguments: argparse.Namespace) -> int:
     out, gates = _outputs(arguments)
     picture, questions = _inputs(arguments)
     console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
-    assistant = load(arguments.model, device=arguments.device, download=arguments.download)
+    assistant = load(arguments.model, device=arguments.device, download=arguments.download, adapters=arguments.adapters)
     _prepare(assistant)
     with _progress(assistant) as on_frame:
         result = talk(

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from moshivis.adapters.gated_cross_attention import ImageKV
+from moshivis.checkpoints.adapters import load_adapters
 from moshivis.checkpoints.folder import is_our_folder, read_json
 from moshivis.checkpoints.load import HUB, find_folder, load_model
 from moshivis.errors import CheckpointError, InputError
@@ -40,11 +41,13 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     download: bool = False,
+    adapters: str | os.PathLike[str] | None = None,
 ) -> Assistant:
     """Load the embedded model, a folder in our or the released format, or a repository of the Hugging Face Hub.
 
     A repository, `owner/name`, is fetched only with `download`, or if it is named `hf://owner/name`. `dtype` None is
-    float32 on a CPU (for models beyond a billion parameters, and on other devices, the stored one).
+    float32 on a CPU (for models beyond a billion parameters, and on other devices, the stored one). `adapters` names
+    a file that a training run left; what is in it takes the place of the model's own adapters.
     Raises InputError for an unknown name or a device that is not there, CheckpointError for a damaged model.
     """
     try:
@@ -56,6 +59,8 @@ def load(
     checkpoint = load_model(folder, device, dtype)
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"{folder} holds no tokenizer, so it cannot be talked with")
+    if adapters is not None:
+        load_adapters(Path(adapters), checkpoint.model)
     return Assistant(checkpoint.model, checkpoint.tokenizer, _read_sampling(folder))
 
 

@@ -24,6 +24,7 @@ from moshivis.vision.image import read_image
 _log = logging.getLogger("moshivis.serve")
 
 TICKET_SECONDS = 30.0  # a ticket that was not asked for so long is gone
+FIRST_SECONDS = 5.0  # the same, if nobody has asked for it yet: tickets cost nothing, and hold places
 LOOKERS = 1  # pictures that are read and encoded at once: more would take the processor from the ticks
 
 
@@ -44,7 +45,8 @@ class Ticket:
     """A place in the queue."""
 
     token: str
-    asked: float  # when its holder last asked
+    asked: float  # when its holder last asked, or took it
+    patience: float = FIRST_SECONDS
 
 
 class Hall:
@@ -170,7 +172,8 @@ class Hall:
         self._expire()
         if token not in self._tickets:
             return None
-        self._tickets[token].asked = time.monotonic()
+        ticket = self._tickets[token]
+        ticket.asked, ticket.patience = time.monotonic(), TICKET_SECONDS
         return max(0, list(self._tickets).index(token) + 1 - (self.slots - self.active))
 
     def leave(self, token: str) -> None:
@@ -179,8 +182,8 @@ class Hall:
         self.metrics.queue_length(len(self._tickets))
 
     def _expire(self) -> None:
-        old = time.monotonic() - TICKET_SECONDS
-        for token in [token for token, ticket in self._tickets.items() if ticket.asked < old]:
+        now = time.monotonic()
+        for token in [token for token, ticket in self._tickets.items() if now - ticket.asked > ticket.patience]:
             self.leave(token)
 
     # the end ----------------------------------------------------------------------------------------------------

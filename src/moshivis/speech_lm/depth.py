@@ -31,8 +31,8 @@ class StepLinear(nn.Module):
         nn.init.uniform_(self.weight, -(in_features**-0.5), in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[K, N, in] -> [K, N, out]."""
-        return torch.bmm(x, self.weight.transpose(1, 2))
+        """[k, N, in] -> [k, N, out], the first k codebooks."""
+        return torch.bmm(x, self.weight[: len(x)].transpose(1, 2))
 
     def step(self, x: Tensor, k: int) -> Tensor:
         """[N, in] of codebook k -> [N, out]."""
@@ -54,7 +54,7 @@ class DepthBlock(nn.Module):
         self.linear_out = StepLinear(num_steps, width, config.dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[K, N, d] -> [K, N, d]. `mask` [K, K], True = attend."""
+        """[k, N, d] -> [k, N, d]. `mask` [k, k], True = attend."""
         qkv = self.in_proj(self.norm1(x)).unflatten(-1, (3, self.config.num_heads, -1))
         q, k, v = qkv.permute(2, 1, 3, 0, 4)  # each [N, H, K, head_dim]
         y = _trained_attention(q, k, v, mask) if q.requires_grad else F.scaled_dot_product_attention(q, k, v, mask)
@@ -96,10 +96,12 @@ class DepthTransformer(nn.Module):
         self.heads = StepLinear(steps, depth.dim, config.audio_card)
 
     def forward(self, hidden: Tensor, text: Tensor, audio: Tensor) -> Tensor:
-        """Teacher-forced: hidden [N, D], text [N], audio [N, K] -> logits [N, K, card] of the same audio tokens."""
-        before = torch.cat([self.text(text[:, None]), self.audio(audio[:, :-1])], dim=1)  # [N, K, d]
-        x = (self._project(hidden) + before).transpose(0, 1).contiguous()
-        mask = causal_mask(self.num_steps, self.context, x.device)
+        """Teacher-forced: hidden [N, D], text [N], audio [N, k] of the first k codebooks, all or fewer -> logits
+        [N, k, card] of the same audio tokens."""
+        steps = audio.shape[1]
+        before = torch.cat([self.text(text[:, None]), self.audio(audio[:, :-1])], dim=1)  # [N, k, d]
+        x = (self._project(hidden, steps) + before).transpose(0, 1).contiguous()
+        mask = causal_mask(steps, self.context, x.device)
         for layer in self.layers:
             x = layer(x, mask)
         return self.heads(x).transpose(0, 1)
@@ -117,7 +119,7 @@ class DepthTransformer(nn.Module):
             chosen.append(choose(self.heads.step(x, k), k + 1))
         return torch.stack(chosen, dim=1)
 
-    def _project(self, hidden: Tensor) -> Tensor:
-        """[N, D] -> [N, K or 1, d]: all codebooks' input projections in one product."""
-        weight = self.input.weight
+    def _project(self, hidden: Tensor, steps: int | None = None) -> Tensor:
+        """[N, D] -> [N, k or 1, d]: the first k codebooks' input projections (None: all) in one product."""
+        weight = self.input.weight[:steps]
         return F.linear(hidden, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2])

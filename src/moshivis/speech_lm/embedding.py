@@ -22,7 +22,7 @@ class TokenTables(nn.Module):
         nn.init.normal_(self.weight, std=dim**-0.5)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids [..., streams] -> [..., streams, dim]."""
+        """Ids [..., k] of the first k streams, all or fewer -> [..., k, dim]."""
         vectors = F.embedding(self._rows(ids), self.weight.flatten(0, 1))
         return vectors.masked_fill((ids == ZERO_TOKEN)[..., None], 0)
 
@@ -32,8 +32,8 @@ class TokenTables(nn.Module):
         return vectors.masked_fill((ids == ZERO_TOKEN)[..., None], 0)
 
     def _rows(self, ids: Tensor) -> Tensor:
-        num_streams, num_ids, _ = self.weight.shape
-        return ids.clamp(min=0) + torch.arange(0, num_streams * num_ids, num_ids, device=ids.device)
+        streams, num_ids = ids.shape[-1], self.weight.shape[1]
+        return ids.clamp(min=0) + torch.arange(0, streams * num_ids, num_ids, device=ids.device)
 
 
 class StreamEmbedding(nn.Module):

@@ -40,8 +40,9 @@ class SpeechLM(nn.Module):
         return LMOutput(hidden, self.text_head(hidden))
 
     def depth_logits(self, hidden: Tensor, text: Tensor, audio: Tensor) -> Tensor:
-        """Teacher-forced audio logits [N, own, audio_card] of N frames, any choice of them: their hidden [N, D], text
-        token [N] and audio tokens [N, own] as delayed, that is as generated at the same step."""
+        """Teacher-forced audio logits [N, k, audio_card] of N frames, any choice of them: their hidden [N, D], text
+        token [N] and audio tokens [N, k] of the first k own codebooks as delayed, that is as generated at the same
+        step."""
         return self.depth(hidden, text, audio)
 
     def new_state(self, batch: int) -> BackboneState:

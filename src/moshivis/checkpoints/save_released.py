@@ -1,0 +1,99 @@
+"""Writing the released layout: model.safetensors, Mimi's file, the tokenizer, and a flat config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from moshivis.checkpoints import mimi
+from moshivis.checkpoints.released import to_released
+from moshivis.checkpoints.released_config import ENCODERS, config_from_released
+from moshivis.config import ModelConfig
+from moshivis.errors import CheckpointError
+from moshivis.files import atomic_directory
+from moshivis.model import MoshiVis
+
+WEIGHTS, CODEC, TOKENIZER = "model.safetensors", "mimi.safetensors", "tokenizer.model"
+
+
+def save_released(folder: str | Path, model: MoshiVis, tokenizer: bytes | None) -> None:
+    """Write the whole folder or nothing.
+
+    Raises CheckpointError if the release has no way to say what the model is, FileExistsError if there is something
+    at `folder` already.
+    """
+    flat = config_to_released(model.config)
+    if model.config.codec.decoder != "seanet":
+        raise CheckpointError("the released layout has no place for a codec with an ISTFT decoder")
+    rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("codec.")}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in to_released(rest, model.config).items()}
+    codec = {name: tensor.detach().cpu() for name, tensor in mimi.to_released(model.codec.state_dict()).items()}
+    with atomic_directory(folder) as temporary:
+        # Cloned: a shared projection appears under many names, and safetensors stores no tensor twice by reference.
+        save_file({name: tensor.clone() for name, tensor in weights.items()}, temporary / WEIGHTS)
+        save_file(codec, temporary / CODEC)
+        if tokenizer is not None:
+            (temporary / TOKENIZER).write_bytes(tokenizer)
+        (temporary / "config.json").write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+
+
+def config_to_released(config: ModelConfig) -> dict[str, Any]:
+    """The flat keys that `config_from_released` reads back as `config`, its codec aside, which they do not describe.
+
+    Raises CheckpointError if there are none.
+    """
+    lm, depth, backbone, adapters = config.speech_lm, config.speech_lm.depth, config.speech_lm.backbone, config.adapters
+    encoder = dataclasses.replace(config.vision, projection_norm="rms_norm")
+    encoder_name = next((name for name, known in ENCODERS.items() if known == encoder), None)
+    if encoder_name is None:
+        raise CheckpointError(f"the released layout knows no image encoder but {', '.join(ENCODERS)}")
+    flat: dict[str, Any] = {
+        "name": config.name,
+        "dim": backbone.dim,
+        "num_heads": backbone.num_heads,
+        "num_layers": backbone.num_layers,
+        "hidden_scale": (backbone.feed_forward + 0.5) / backbone.dim,  # rounded down where it is read
+        "context": backbone.context,
+        "max_period": backbone.max_period,
+        "positional_embedding": backbone.positions,
+        "text_card": lm.text_card,
+        "padding_token_id": lm.text_padding,
+        "n_q": lm.own_codebooks + lm.user_codebooks,
+        "dep_q": lm.own_codebooks,
+        "audio_card": lm.audio_card,
+        "delays": list(lm.delays),
+        "norm": depth.norm,
+        "activation": depth.activation,
+        "depformer_dim": depth.dim,
+        "depformer_num_heads": depth.num_heads,
+        "depformer_num_layers": depth.num_layers,
+        "depformer_dim_feedforward": depth.feed_forward,
+        "depformer_context": depth.context,
+        "depformer_multi_linear": depth.input_per_step,
+        "encoder_name": encoder_name,
+        "norm_xa": config.vision.projection_norm,
+        "num_crossattended_tokens": 0 if adapters is None else -1,
+    }
+    if adapters is not None:
+        flat |= {
+            "xa_layers": [] if adapters.layers is None else list(adapters.layers),
+            "xa_shared": adapters.sharing == "qkv",
+            "xa_gate_shared": adapters.gate == "shared",
+            "xa_gating": "none" if adapters.gate == "none" else adapters.gate_activation,
+            "xa_conditional_gating": adapters.gate_input == "conditional",
+            "xa_dim": adapters.source_dim,
+            "xa_start": "start" if adapters.start is None else adapters.start,
+            "xa_end": "end" if adapters.end is None else adapters.end,
+        }
+    read = dataclasses.replace(config_from_released(flat), codec=config.codec)
+    names = [field.name for field in dataclasses.fields(config)]
+    differing = [name for name in names if getattr(read, name) != getattr(config, name)]
+    if differing:
+        raise CheckpointError(
+            f"the released layout cannot describe this model's {', '.join(differing)}; use --layout moshivis"
+        )
+    return flat

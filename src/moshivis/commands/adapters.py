@@ -1,0 +1,32 @@
+"""`moshivis adapters merge`: a base model and a file of adapters become one whole model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from moshivis.checkpoints.adapters import load_adapters
+from moshivis.checkpoints.folder import save_folder
+from moshivis.checkpoints.load import load_model
+from moshivis.checkpoints.save_released import save_released
+from moshivis.errors import InputError
+from moshivis.inference.conversation import EMBEDDED
+
+
+def run_merge(arguments: argparse.Namespace) -> int:
+    """Write the merged model in our layout or in the released one. Raises MoshivisError for what the user can mend."""
+    out = Path(arguments.out)
+    source = EMBEDDED.get(arguments.model, arguments.model)
+    checkpoint = load_model(source, allow_download=arguments.download)
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    load_adapters(arguments.adapters, model)
+    text = None if tokenizer is None else tokenizer.model
+    try:
+        if arguments.layout == "released":
+            save_released(out, model, text)
+        else:
+            save_folder(out, model, text, f"# {model.config.name}\n\nMerged from {source} and {arguments.adapters}.\n")
+    except FileExistsError as error:
+        raise InputError(str(error)) from error
+    print(out)
+    return 0

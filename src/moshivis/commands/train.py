@@ -1,0 +1,22 @@
+"""`moshivis train`: run a recipe, go on with it, or say what it would take."""
+
+from __future__ import annotations
+
+import argparse
+
+from moshivis.training.recipe_file import read_recipe
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Raises MoshivisError for anything that the user can mend."""
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        from moshivis.training.plan import plan, print_plan
+
+        print_plan(plan(recipe, ranks=arguments.ranks))
+        return 0
+    from moshivis.training.run import train
+
+    result = train(recipe)
+    print(result)
+    return 0

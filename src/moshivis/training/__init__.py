@@ -1,0 +1,1 @@
+"""Training: recipes, losses, the loop, distribution, checkpoints and resume."""

@@ -1,0 +1,121 @@
+"""Checkpoints of a run: `OUT/checkpoints/step-00000500`, written by `torch.distributed.checkpoint`.
+
+A checkpoint is written under a temporary name and renamed when it is complete, so that a run killed at any moment
+finds the newest complete one. All ranks write their share; any number of ranks can read it again. These files serve
+to go on with one's own run (their index is a pickle); what is trained is handed on as safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from moshivis.errors import CheckpointError
+from moshivis.files import atomic_write
+from moshivis.training.distributed import Ranks
+
+STATE = "state.json"  # beside the tensors; written last
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands, beside its tensors."""
+
+    step: int = 0  # steps done
+    skipped: int = 0  # of these, steps whose numbers were not finite
+    failed: int = 0  # checkpoints that could not be written
+
+
+class Checkpoints:
+    """The checkpoints of one run. All ranks call every method together."""
+
+    def __init__(self, folder: Path, keep: int, ranks: Ranks):
+        self.folder, self.keep, self.ranks = folder, keep, ranks
+        if ranks.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+        ranks.wait()
+
+    def newest(self) -> Path | None:
+        return max(self._complete(), default=None)
+
+    def save(self, tensors: Mapping[str, Tensor], progress: Progress, recipe: Mapping[str, Any]) -> None:
+        """Write one, then forget all but the newest `keep`.
+
+        Raises CheckpointError if it cannot be written; older ones are as they were.
+        """
+        target = self.folder / f"step-{progress.step:08d}"
+        if target.exists():
+            return  # resumed right here, nothing has been learnt since
+        temporary = target.with_suffix(".tmp")
+        error = self._write(temporary, tensors, progress, recipe)
+        if self.ranks.any(error is not None):
+            if self.ranks.leads:
+                shutil.rmtree(temporary, ignore_errors=True)
+            kept = self.newest()
+            raise CheckpointError(
+                f"the checkpoint of step {progress.step} could not be written: {error or 'another process failed'}; "
+                + (f"that of {kept.name} is kept. " if kept else "there is no older one. ")
+                + "Make room, then run the same command again"
+            )
+        if self.ranks.leads:
+            temporary.rename(target)
+            for old in sorted(self._complete())[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.ranks.wait()
+
+    def load(self, folder: Path, tensors: Mapping[str, Tensor]) -> Progress:
+        """Fill `tensors` in place. Raises CheckpointError if the checkpoint is damaged or of another run."""
+        try:
+            with _quiet():
+                load(dict(tensors), checkpoint_id=folder, no_dist=self.ranks.count == 1)
+            return Progress(**json.loads((folder / STATE).read_text())["progress"])
+        except (Exception, CheckpointException) as error:  # the latter is no Exception; readers fail in many ways
+            raise CheckpointError(
+                f"{folder} cannot be read: {_reason(error)}; remove it to use an older one"
+            ) from error
+
+    def _write(
+        self, folder: Path, tensors: Mapping[str, Tensor], progress: Progress, recipe: Mapping[str, Any]
+    ) -> str | None:
+        """What went wrong, if anything."""
+        try:
+            with _quiet():
+                save(dict(tensors), checkpoint_id=folder, no_dist=self.ranks.count == 1)
+            if self.ranks.leads:
+                with atomic_write(folder / STATE) as file:
+                    file.write_text(json.dumps({"progress": asdict(progress), "recipe": recipe}, indent=1) + "\n")
+        except (Exception, CheckpointException) as error:  # the latter is no Exception; disks fail in many ways
+            return _reason(error)
+        return None
+
+    def _complete(self) -> list[Path]:
+        return [path for path in self.folder.glob("step-*") if path.suffix != ".tmp" and (path / STATE).is_file()]
+
+
+def recipe_of(checkpoint: Path) -> dict[str, Any]:
+    """The recipe that a checkpoint was made by, as plain data."""
+    found: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["recipe"]
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    """One line; of errors that several ranks had, the first."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+def _quiet() -> warnings.catch_warnings:
+    return warnings.catch_warnings(action="ignore")  # that one process alone is no process group is meant so

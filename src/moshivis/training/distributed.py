@@ -1,0 +1,159 @@
+"""Several processes that train one model, as `torchrun` starts them; one process is the same with nobody to wait for.
+
+`ddp`: every process holds the model and sums the gradients of what is trained, in buckets. Losses are normalised over
+all ranks beforehand (see `losses`), so the sum is the gradient of the whole batch.
+`fsdp`: parameters, gradients and optimiser state are sharded, block by block, by FSDP2.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from moshivis.errors import InputError
+from moshivis.training.learner import Learner
+
+BUCKET = 32 * 2**20  # numbers that are reduced at once: 128 MiB
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place; returned on the device where it came from."""
+        if self.count > 1:
+            moved = values.to(self.device)
+            dist.all_reduce(moved)
+            values.copy_(moved)
+        return values
+
+    def wait(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank."""
+        return bool(self.sum(torch.tensor(float(flag))) > 0)
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """Join the other processes of this run, if torchrun has started any.
+
+    Raises InputError for a device that is not there.
+    """
+    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if count == 1:
+        yield Ranks(0, 1, chosen)
+        return
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, device_id=chosen if chosen.type == "cuda" else None)
+    try:
+        yield Ranks(rank, count, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the device {name!r} cannot be used here: {reason}; try device=cpu") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+# ddp ------------------------------------------------------------------------------------------------------------------
+
+
+def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
+    """Replace every gradient by its sum over the ranks; one that a rank has no use for counts as zero."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    if ranks.count == 1:
+        return
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(held.numel() for held in bucket) + gradient.numel() > BUCKET:
+            _reduce(bucket)
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        _reduce(bucket)
+
+
+def _reduce(gradients: list[Tensor]) -> None:
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([held.numel() for held in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+# fsdp -----------------------------------------------------------------------------------------------------------------
+
+
+def shard(learner: Learner, ranks: Ranks, *, half: bool) -> None:
+    """Spread the parameters over the ranks: a group a backbone block, one for the depth transformer, one for the rest.
+
+    The learner of rank 0 holds the weights, on the CPU; the others' may be on the meta device. `half` computes in
+    bfloat16 with gradients summed in float32.
+    """
+    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    whole = {name: parameter.detach() for name, parameter in learner.named_parameters()}
+    learner.to("meta")
+    for block in learner.speech_lm.backbone.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(learner.speech_lm.depth, mesh=mesh, mp_policy=policy)
+    fully_shard(learner, mesh=mesh, mp_policy=policy)
+    learner.to_empty(device=ranks.device)
+    _fill(learner, whole, ranks)
+
+
+@torch.no_grad()
+def _fill(learner: Learner, whole: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Hand out rank 0's weights, one tensor at a time: no rank ever holds a second model."""
+    for name, parameter in learner.named_parameters():
+        assert isinstance(parameter, DTensor)
+        source = whole[name] if ranks.leads else torch.empty(parameter.shape, dtype=parameter.dtype)
+        placed = distribute_tensor(source.to(ranks.device), parameter.device_mesh, parameter.placements)
+        parameter.to_local().copy_(placed.to_local())
+
+
+def broadcast(module: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks rank 0's weights of a module that is whole on each of them."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(tensor.detach(), 0)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as one piece: all ranks must ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,93 @@
+"""AdamW, its learning rate over time, and the running average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from moshivis.training.recipe import OptimiserRecipe
+
+
+def rate_at(step: int, steps: int, recipe: OptimiserRecipe) -> float:
+    """Learning rate of step `step`: linear warm-up, then half a cosine down to `final` of the peak."""
+    if step < recipe.warmup:
+        return recipe.rate * (step + 1) / recipe.warmup
+    progress = min(1.0, (step - recipe.warmup) / max(1, steps - recipe.warmup))
+    return recipe.rate * (recipe.final + (1 - recipe.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Optimiser:
+    """AdamW over named parameters; matrices decay, vectors do not. Its state exists from the start."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: OptimiserRecipe):
+        self.parameters, self.recipe = parameters, recipe
+        matrices = [p for p in parameters.values() if p.ndim > 1]
+        vectors = [p for p in parameters.values() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        fused = any(parameter.is_cuda for parameter in parameters.values())
+        beta1, beta2 = recipe.betas
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=recipe.rate, betas=(beta1, beta2), fused=fused
+        )
+        for parameter in parameters.values():
+            self.adamw.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device if fused else "cpu"),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+
+    def clip(self) -> float:
+        """Limit the gradient's norm to `clip`, over all parameters and shards; returns what it was."""
+        limit = self.recipe.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def step(self, rate: float) -> None:
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        self.adamw.step()
+
+    def forget_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its state, live: what is written into these tensors is its state."""
+        return {
+            f"{name}.{key}": tensor
+            for name, parameter in self.parameters.items()
+            for key, tensor in self.adamw.state[parameter].items()
+        }
+
+
+class Ema:
+    """Exponential moving average of trained weights."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, parameter in self.parameters.items():
+            self.average[name].lerp_(parameter.detach(), 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averages in place of the weights, for as long as the block lasts."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(kept)

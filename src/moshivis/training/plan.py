@@ -1,0 +1,148 @@
+"""`moshivis train --dry-run`: what a recipe would train, hold in memory and compute, without loading any weights.
+
+Counts are exact: the model is built on the meta device. What autograd keeps of a backbone block is measured there too,
+by running one block on tensors without memory. The rest of the memory is an estimate: what the logits and the depth
+transformer take beside it, and no fragmentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from moshivis.checkpoints.folder import empty_model
+from moshivis.config import BackboneConfig
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.backbone import Backbone
+from moshivis.training.flops import flops_per_token
+from moshivis.training.recipe import Recipe
+from moshivis.training.setup import base_config, check_base, set_up
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one step and one process need. Memory in bytes, of each process."""
+
+    trained: int  # parameters
+    frozen: int
+    ranks: int
+    rows: tuple[int, int]  # speech and speechless rows of one process and step
+    tokens: int  # of a step over all processes, at most: every row as long as the recipe allows
+    flops: float  # of such a step
+    weights: int
+    optimiser: int  # gradients, AdamW's state and, if asked for, the average
+    activations: int  # of the larger kind of part, rows as long as the recipe allows
+    adapter_file: int  # size of what the run leaves
+
+    @property
+    def memory(self) -> int:
+        return self.weights + self.optimiser + self.activations
+
+
+def plan(recipe: Recipe, ranks: int = 1) -> Plan:
+    """Raises InputError or CheckpointError as a run of the recipe would."""
+    config = base_config(recipe)
+    check_base(recipe, config)
+    model = empty_model(config)
+    set_up(model, recipe)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    rows = recipe.rows(ranks)
+    tokens = ranks * (rows[0] * recipe.data.max_frames + rows[1] * recipe.data.max_tokens)
+    shared = ranks if recipe.parallel == "fsdp" else 1
+    states = 4 if recipe.optimiser.ema else 3  # gradient, two moments, average; float32 each
+    learnt = _count(trained)
+    return Plan(
+        trained=learnt,
+        frozen=_count(frozen),
+        ranks=ranks,
+        rows=rows,
+        tokens=tokens,
+        flops=tokens * flops_per_token(config, recipe),
+        weights=_weights(model, recipe, shared),
+        optimiser=4 * states * learnt // shared,
+        activations=_activations(model, recipe, rows),
+        adapter_file=(4 if recipe.train == "all" and recipe.precision == "fp32" else 2) * learnt,
+    )
+
+
+def print_plan(made: Plan, console: Console | None = None) -> None:
+    """A table for people, then one line of JSON."""
+    table = Table(show_header=False, box=None)
+    table.add_row("trained parameters", f"{made.trained:,}")
+    table.add_row("frozen parameters", f"{made.frozen:,}")
+    table.add_row("processes", str(made.ranks))
+    table.add_row("rows a process and step", f"{made.rows[0]} with speech, {made.rows[1]} speechless")
+    table.add_row("tokens a step, at most", f"{made.tokens:,}")
+    table.add_row("operations a step, at most", f"{made.flops / 1e12:.4g} TFLOP")
+    table.add_row("memory a process: weights", f"{made.weights / GIB:.2f} GiB")
+    table.add_row("  gradients and optimiser", f"{made.optimiser / GIB:.2f} GiB")
+    table.add_row("  activations, estimated", f"{made.activations / GIB:.2f} GiB")
+    table.add_row("  together", f"{made.memory / GIB:.2f} GiB")
+    table.add_row("what is trained, as a file", f"{made.adapter_file / 1e6:.1f} MB")
+    (console or Console(highlight=False)).print(table)
+    print(json.dumps(dataclasses.asdict(made) | {"memory": made.memory}))
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _weights(model: MoshiVis, recipe: Recipe, shared: int) -> int:
+    """Codec in float32, what learns in float32, the rest in the recipe's precision; speech LM and adapters sharded."""
+    half = 2 if recipe.precision == "bf16" else 4
+    total = 0
+    for name, parameter in model.named_parameters():
+        size = parameter.numel() * (4 if parameter.requires_grad or name.startswith("codec.") else half)
+        total += size if name.startswith(("codec.", "vision.encoder.")) else size // shared
+    return total
+
+
+def _activations(model: MoshiVis, recipe: Recipe, rows: tuple[int, int]) -> int:
+    lm = model.config.speech_lm
+    number = 2 if recipe.precision == "bf16" else 4
+    largest = 0
+    for count, steps, speech in ((rows[0], recipe.data.max_frames, True), (rows[1], recipe.data.max_tokens, False)):
+        part = -(-count // recipe.batch.accumulation)
+        tokens = part * steps
+        if not tokens:
+            continue
+        block = _kept_by_block(lm.backbone, recipe, part, steps)
+        stream = tokens * lm.backbone.dim * number
+        layers = lm.backbone.num_layers
+        held = layers * stream + block if recipe.activation_checkpointing else layers * block
+        logits = 3 * 4 * tokens * lm.text_card  # float32: the logits, their softmax, its gradient
+        codebooks = min(recipe.loss.codebooks, lm.own_codebooks) if speech else 0
+        depth = codebooks * tokens * (12 * lm.depth.dim * lm.depth.num_layers * number + 3 * 4 * lm.audio_card)
+        largest = max(largest, held + logits + depth)
+    return largest
+
+
+def _kept_by_block(config: BackboneConfig, recipe: Recipe, rows: int, steps: int) -> int:
+    """Bytes that autograd keeps of one block and its adapter, whose update is taken to be one more stream's size."""
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    with torch.device("meta"):
+        one = Backbone(dataclasses.replace(config, num_layers=1)).to(dtype).requires_grad_(recipe.train == "all")
+        x = torch.zeros(rows, steps, config.dim, dtype=dtype, requires_grad=True)
+    weights = {parameter.untyped_storage()._cdata for parameter in one.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = one.layers[0](x, rope=None, mask=None, fusion=lambda layer, stream: stream)
+    adapter = 6 * rows * steps * config.dim * x.element_size()
+    del result
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) + adapter

@@ -1,0 +1,188 @@
+"""Telling how a run goes: a line on the terminal, `log.jsonl`, and, if asked for, TensorBoard, W&B or trackio."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from moshivis.errors import InputError
+from moshivis.files import atomic_write
+from moshivis.training.checkpoint import Progress
+from moshivis.training.recipe import Recipe
+from moshivis.training.recipe_file import recipe_to_dict
+
+LOG = "log.jsonl"
+SUMMED = ("tokens", "padded", "seconds", "waiting")  # over the steps of a line; of others the mean is reported
+
+
+class Report:
+    """What the process that leads tells; the others have one too, which drops everything.
+
+    `flops_per_token` is what a token costs, `peak` what the devices of all ranks can do a second; with both the share
+    that is used, MFU, is reported.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        begin: int,
+        leads: bool,
+        flops_per_token: float,
+        peak: float | None,
+        console: Console,
+    ):
+        self.recipe, self.leads, self.flops, self.peak = recipe, leads, flops_per_token, peak
+        self.console = console
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+        self.trackers: list[Tracker] = []
+        if not leads:
+            return
+        self.out = Path(recipe.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        _forget_after(self.out / LOG, begin)
+        self.trackers = _trackers(recipe, begin)
+        self.status = self.console.status("waiting for the first batch")
+        self.status.start()
+
+    def step(self, progress: Progress, values: Mapping[str, float]) -> None:
+        if not self.leads:
+            return
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+        self.status.update(f"step {progress.step} of {self.recipe.steps}  loss {values['loss']:.4f}")
+        if progress.step % self.recipe.report.every == 0 or progress.step == self.recipe.steps:
+            line = self._line(values)
+            self.log(progress, line)
+            self.console.print(_sentence(progress, self.recipe.steps, line))
+            self.sums, self.steps = {}, 0
+
+    def log(self, progress: Progress, values: Mapping[str, Any]) -> None:
+        """Append a line to log.jsonl, and hand its numbers to the trackers."""
+        if not self.leads:
+            return
+        counts = {"skipped_steps": progress.skipped, "failed_checkpoints": progress.failed}
+        line = {"step": progress.step, **values, **counts}
+        with open(self.out / LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+        for tracker in self.trackers:
+            tracker.log(numbers, progress.step)
+
+    def warn(self, message: str) -> None:
+        if self.leads:
+            self.console.print(f"moshivis: {message}", style="yellow")
+
+    def say(self, message: str) -> None:
+        if self.leads:
+            self.console.print(message)
+
+    def close(self) -> None:
+        if self.leads:
+            self.status.stop()
+        for tracker in self.trackers:
+            tracker.close()
+
+    def _line(self, last: Mapping[str, float]) -> dict[str, float]:
+        line = {name: value / (1 if name in SUMMED else self.steps) for name, value in self.sums.items()}
+        line["rate"], line["skipped_samples"] = last["rate"], last["skipped_samples"]
+        line["tokens_per_second"] = line["tokens"] / max(line["seconds"], 1e-9)
+        if self.peak is not None:
+            line["mfu"] = self.flops * line["padded"] / max(line["seconds"], 1e-9) / self.peak
+        return line
+
+
+def _sentence(progress: Progress, steps: int, line: Mapping[str, float]) -> str:
+    parts = [
+        f"step {progress.step}/{steps}",
+        f"loss {line['loss']:.4f}",
+        f"text {line['text']:.4f}",
+        f"audio {line['audio']:.4f}",
+        f"norm {line['norm']:.3g}",
+        f"{line['tokens_per_second']:.0f} tokens/s",
+    ]
+    if "mfu" in line:
+        parts.append(f"MFU {line['mfu']:.0%}")
+    if line["waiting"] > 0.05 * line["seconds"]:
+        parts.append(f"{line['waiting'] / line['seconds']:.0%} of the time waiting for data")
+    return "  ".join(parts)
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the lines of steps that a killed run did after its last checkpoint: they are done again."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # cut off when the run was killed
+    with atomic_write(log) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+# trackers -------------------------------------------------------------------------------------------------------------
+
+
+class Tracker(Protocol):
+    def log(self, numbers: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _trackers(recipe: Recipe, begin: int) -> list[Tracker]:
+    found: list[Tracker] = []
+    if recipe.report.tensorboard:
+        found.append(_TensorBoard(Path(recipe.out) / "tensorboard", begin))
+    for package in ("wandb", "trackio"):
+        project = getattr(recipe.report, package)
+        if project:
+            found.append(_Hosted(package, project, recipe))
+    return found
+
+
+def _import(module: str, option: str) -> Any:
+    try:
+        return importlib.import_module(module)  # only when asked for: they are slow to import
+    except ImportError as error:
+        package = module.split(".")[0]
+        name = "tensorboard" if package == "torch" else package
+        raise InputError(f"{option} needs the package {name}: pip install {name}") from error
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, begin: int):
+        writer = _import("torch.utils.tensorboard", "report.tensorboard")
+        self.writer = writer.SummaryWriter(str(folder), purge_step=begin + 1)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            if name != "step" and math.isfinite(value):
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Hosted:
+    """W&B, or trackio, which has the same functions."""
+
+    def __init__(self, package: str, project: str, recipe: Recipe):
+        self.module = _import(package, f"report.{package}")
+        self.module.init(project=project, name=Path(recipe.out).name, config=recipe_to_dict(recipe))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.module.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self.module.finish()

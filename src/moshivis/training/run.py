@@ -1,0 +1,203 @@
+"""A whole training run: from a recipe to the files that it leaves.
+
+OUT/recipe.yaml         what was run
+OUT/log.jsonl           losses and speed
+OUT/checkpoints/        to go on from
+OUT/samples/            answers generated at validation
+OUT/adapters.safetensors   the result, for `moshivis talk --adapters`; with train: all OUT/model, a whole model
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import Tensor
+
+from moshivis.checkpoints.adapters import save_adapters
+from moshivis.checkpoints.folder import empty_model, fill_model, save_folder
+from moshivis.data.loader import Loader
+from moshivis.data.sample import Dataset
+from moshivis.errors import CheckpointError, InputError
+from moshivis.files import atomic_write
+from moshivis.training.checkpoint import Checkpoints, recipe_of
+from moshivis.training.distributed import Ranks, joined, whole
+from moshivis.training.features import FeatureCache
+from moshivis.training.flops import flops_per_token
+from moshivis.training.lora import lora_scale
+from moshivis.training.recipe import Recipe
+from moshivis.training.recipe_file import recipe_to_dict
+from moshivis.training.report import Report
+from moshivis.training.setup import Ready, dtype_of, prepare
+from moshivis.training.sources import check_made_for, held_out_sets, training_sets
+from moshivis.training.speed import peak_flops
+from moshivis.training.trainer import Trainer
+from moshivis.training.validation import Validation
+
+ADAPTERS, MODEL = "adapters.safetensors", "model"
+FREE = ("steps", "download", "checkpoint", "validation", "report", "features", "device", "parallel", "on_nan")
+
+
+def train(recipe: Recipe, sets: tuple[Dataset | None, Dataset | None] | None = None, *, quiet: bool = False) -> Path:
+    """Run a recipe, or go on with it; returns the file or folder with what was trained.
+
+    `sets`, speech and speechless, take the place of those that the recipe names; `quiet` prints nothing. Under
+    `torchrun` all processes call this.
+    Raises InputError, CheckpointError and MoshivisError for all that the user can mend.
+    """
+    recipe.check()
+    if sets is None and not recipe.data.datasets:
+        raise InputError("the recipe names no data: set data.datasets, each with a path and a kind")
+    out = Path(recipe.out)
+    with joined(recipe.device) as ranks:
+        recipe.rows(ranks.count)
+        checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep, ranks)
+        newest = checkpoints.newest()
+        if newest is not None:
+            check_same_run(recipe_of(newest), recipe)
+        chosen = sets or training_sets(recipe.data, recipe.seed)
+        held_out = held_out_sets(recipe.validation.datasets, recipe.data)
+        ready = prepare(recipe, ranks)
+        if sets is None:
+            used = (*recipe.data.datasets, *recipe.data.general, *recipe.validation.datasets)
+            check_made_for(ready.model, ready.tokenizer, used)
+        trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *held_out)), ranks, checkpoints)
+        trainer.resume()
+        if ranks.leads:
+            _write_recipe(out / "recipe.yaml", recipe)
+        peak = peak_flops(ranks.device, recipe.precision)
+        report = Report(
+            recipe,
+            begin=trainer.progress.step,
+            leads=ranks.leads,
+            flops_per_token=flops_per_token(ready.model.config, recipe),
+            peak=None if peak is None else peak * ranks.count,
+            console=Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet),
+        )
+        try:
+            if trainer.progress.step:
+                report.say(f"going on after step {trainer.progress.step}")
+            validation = None
+            if recipe.validation.every:
+                validation = Validation(recipe, trainer, held_out, ranks, report)
+            _run(recipe, trainer, chosen, ranks, report, validation)
+        finally:
+            report.close()
+        return _export(recipe, trainer, out)
+
+
+def _run(
+    recipe: Recipe,
+    trainer: Trainer,
+    sets: tuple[Dataset | None, Dataset | None],
+    ranks: Ranks,
+    report: Report,
+    validation: Validation | None,
+) -> None:
+    speech_rows, speechless_rows = recipe.rows(ranks.count)
+    loader = Loader(
+        sets[0] if speech_rows else None,
+        sets[1] if speechless_rows else None,
+        speech_rows=speech_rows,
+        speechless_rows=speechless_rows,
+        rank=ranks.rank,
+        ranks=ranks.count,
+        start_step=trainer.progress.step,
+        workers=recipe.data.workers,
+    )
+    try:
+        trainer.run(loader, report, validation)
+    finally:
+        loader.close()
+
+
+def check_same_run(before: dict[str, Any], recipe: Recipe) -> None:
+    """Raise InputError if what is in the output folder was begun by a recipe that would learn something else."""
+    now = recipe_to_dict(recipe)
+    free = {*FREE, "out"}
+    differing = [
+        f"{key}: {old!r} became {new!r}"
+        for key, old, new in _leaves(before, now)
+        if key.split(".")[0] not in free and key not in ("data.workers", "data.verify")
+    ]
+    if differing:
+        raise InputError(
+            f"the run in {recipe.out} was begun by another recipe ({'; '.join(differing[:5])}); choose another out, or "
+            "remove that folder"
+        )
+
+
+def _leaves(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [*before, *(name for name in now if name not in before)]
+        dot = f"{key}." if key else ""
+        return [leaf for name in names for leaf in _leaves(before.get(name), now.get(name), f"{dot}{name}")]
+    return [] if before == now else [(key, before, now)]
+
+
+def _features(recipe: Recipe, ready: Ready, sets: Sequence[Dataset | None]) -> FeatureCache | None:
+    if ready.model.vision is None:
+        return None
+
+    def picture(key: str) -> bytes:
+        for dataset in sets:
+            if dataset is not None:
+                try:
+                    return dataset.picture(key)
+                except KeyError:
+                    continue
+        raise InputError(f"no data set holds the picture {key}")
+
+    folder = recipe.features.folder
+    return FeatureCache(
+        ready.model.vision.encoder,
+        picture,
+        dtype=dtype_of(recipe),
+        memory_mib=recipe.features.memory_mib,
+        folder=None if folder is None else Path(folder),
+        batch=recipe.features.batch,
+    )
+
+
+def _write_recipe(path: Path, recipe: Recipe) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), encoding="utf-8")
+
+
+def _export(recipe: Recipe, trainer: Trainer, out: Path) -> Path:
+    """Write what was trained, its average if the recipe has one; all ranks together."""
+    ready, ranks = trainer.ready, trainer.ranks
+    with trainer.averaged():
+        trained: dict[str, Tensor] = {
+            name: whole(p.detach()).to("cpu", copy=True) for name, p in trainer.trained.items()
+        }
+    target = out / (MODEL if recipe.train == "all" else ADAPTERS)
+    scale = lora_scale(recipe.lora) if recipe.train == "lora" else 0.0
+    try:
+        if ranks.leads and recipe.train == "all":
+            _export_model(ready, trained, target)
+        elif ranks.leads:
+            save_adapters(target, ready.model.config, trained, base=ready.base, lora_scale=scale)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{target} could not be written: {error}. Make room, then run the same command again: it goes on from the "
+            "last checkpoint"
+        ) from error
+    ranks.wait()
+    return target
+
+
+def _export_model(ready: Ready, trained: dict[str, Tensor], folder: Path) -> None:
+    """The whole model, in place of an older one."""
+    model = empty_model(ready.model.config)
+    frozen = ready.model.state_dict()
+    fill_model(model, {name: trained.get(name, frozen[name]) for name in model.state_dict()}, None)
+    tokenizer = None if ready.tokenizer is None else ready.tokenizer.model
+    if folder.exists():
+        shutil.rmtree(folder)
+    save_folder(folder, model.cpu(), tokenizer, f"# {ready.model.config.name}\n\nTrained by `moshivis train`.\n")

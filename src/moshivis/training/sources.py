@@ -1,0 +1,75 @@
+"""The data sets of a recipe, mixed by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moshivis.data.concat import Concatenated
+from moshivis.data.mixture import Mixture
+from moshivis.data.sample import Dataset, Kind
+from moshivis.data.shard_format import Manifest, codec_fingerprint, tokenizer_fingerprint
+from moshivis.data.shards import open_shards
+from moshivis.errors import InputError
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
+from moshivis.training.recipe import DataRecipe, DatasetRecipe
+
+
+def training_sets(recipe: DataRecipe, seed: int) -> tuple[Dataset | None, Dataset | None]:
+    """Speech and speechless samples as the recipe mixes them; None where it has none of that kind.
+
+    Raises InputError for folders that are missing, damaged, or without samples of their kind.
+    """
+    return _training_set(recipe, "speech", seed), _training_set(recipe, "speechless", seed)
+
+
+def held_out_sets(datasets: Sequence[DatasetRecipe], recipe: DataRecipe) -> tuple[Dataset | None, Dataset | None]:
+    """Speech and speechless validation samples, in the order they are stored."""
+    return _mixed(datasets, "speech", None, recipe), _mixed(datasets, "speechless", None, recipe)
+
+
+def check_made_for(model: MoshiVis, tokenizer: TextTokenizer | None, datasets: Sequence[DatasetRecipe]) -> None:
+    """Raise InputError for a folder whose tokens are of another tokenizer or codec than the model's.
+
+    A model without a tokenizer of its own, as with random weights, takes any.
+    """
+    if tokenizer is None:
+        return
+    text, codec = tokenizer_fingerprint(tokenizer), codec_fingerprint(model.codec)
+    for dataset in datasets:
+        manifest = Manifest.read(Path(dataset.path))
+        for what, theirs, ours in (("tokenizer", manifest.tokenizer, text), ("codec", manifest.codec, codec)):
+            if theirs not in (None, ours):
+                raise InputError(
+                    f"{dataset.path} was made with another {what} than that of {model.config.name}; "
+                    "make it again with: moshivis data tokenize --model …"
+                )
+
+
+def _training_set(recipe: DataRecipe, kind: Kind, seed: int) -> Dataset | None:
+    dialogues = _mixed(recipe.datasets, kind, seed, recipe)
+    general = _mixed(recipe.general, kind, seed, recipe)
+    if dialogues is None or not recipe.p_concat:
+        return dialogues
+    assert general is not None
+    longest = recipe.max_frames if kind == "speech" else recipe.max_tokens
+    return Concatenated(dialogues, general, probability=recipe.p_concat, longest=longest, seed=seed)
+
+
+def _mixed(datasets: Sequence[DatasetRecipe], kind: Kind, seed: int | None, recipe: DataRecipe) -> Dataset | None:
+    chosen = [dataset for dataset in datasets if dataset.kind == kind]
+    opened: list[tuple[Dataset, float]] = []
+    for number, dataset in enumerate(chosen):
+        shards = open_shards(
+            dataset.path,
+            kind,
+            seed=None if seed is None else seed + number,
+            name=dataset.name or Path(dataset.path).name,
+            verify=recipe.verify,
+            on_corrupt=recipe.on_corrupt,
+        )
+        opened.append((shards, dataset.weight))
+    if len(opened) > 1:
+        return Mixture(opened, kind, seed or 0)
+    return opened[0][0] if opened else None

@@ -1,0 +1,48 @@
+"""Trading memory and start-up time for speed: compiled pieces, recomputed activations, and what hardware can do."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from moshivis.speech_lm.backbone import Block
+from moshivis.training.learner import Learner
+
+# Dense bfloat16 operations a second, from the makers' data sheets; matched against the device's name in this order.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+
+
+def compile_blocks(learner: Learner) -> None:
+    """Compile norms, self-attention and feed-forward of the backbone's blocks.
+
+    All blocks share what is compiled, and adapters and sharding stay outside.
+    """
+    for block in learner.speech_lm.backbone.layers:
+        assert isinstance(block, Block)
+        for piece in (block.norm1, block.self_attn, block.norm2, block.feed_forward):
+            piece.forward = torch.compile(piece.forward)
+
+
+def checkpoint_activations(learner: Learner) -> None:
+    """Keep only the inputs of the backbone's blocks, and compute the rest again in the backward pass."""
+    for block in learner.speech_lm.backbone.layers:
+        assert isinstance(block, Block)
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """bfloat16 operations a second that a device can do; None if it is not known or another precision is used."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)

@@ -1,0 +1,267 @@
+"""Every option of a recipe does what it says, in runs of a few steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from moshivis.checkpoints.adapters import read_adapters
+from moshivis.checkpoints.load import load_model
+from moshivis.errors import CheckpointError, InputError, MoshivisError, ShardError
+from moshivis.inference.conversation import load
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
+from moshivis.training.recipe_file import recipe_from_dict
+from moshivis.training.run import train
+from training_support import (
+    PATIENCE,
+    largest_difference,
+    log_of,
+    losses,
+    mean_difference,
+    pack,
+    packed,
+    recipe,
+    recipe_data,
+    run_ranks,
+    start,
+)
+
+__all__ = ["packed"]  # a fixture
+pytestmark = pytest.mark.timeout(2 * PATIENCE)
+
+
+@pytest.fixture
+def run(tiny_folder: Path, packed: Path, tmp_path: Path) -> Any:
+    """Train with some changes to the usual recipe: the folder of the run."""
+
+    def run(name: str = "run", **changes: Any) -> Path:
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        train(recipe(tiny_folder, packed, tmp_path / name, {"steps": 3, **dotted}), quiet=True)
+        return tmp_path / name
+
+    return run
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "adapters.safetensors")
+
+
+def test_parts_and_recomputed_activations_change_nothing(run: Any) -> None:
+    plain = losses(log_of(run("plain")))
+    assert losses(log_of(run("parts", batch={"rows": 8, "accumulation": 3}))) == pytest.approx(plain, rel=1e-5)
+    assert losses(log_of(run("again", activation_checkpointing=True))) == pytest.approx(plain, rel=1e-6)
+    assert losses(log_of(run("read", data__workers=2))) == plain
+
+
+@pytest.mark.slow
+def test_compiled_blocks_change_nothing(run: Any) -> None:
+    plain = losses(log_of(run("plain")))
+    both = run("both", compile=True, activation_checkpointing=True)
+    assert losses(log_of(run("compiled", compile=True))) == pytest.approx(plain, rel=1e-4)
+    assert losses(log_of(both)) == pytest.approx(plain, rel=1e-4)
+
+
+def test_bfloat16_is_close(run: Any) -> None:
+    plain, half = (log_of(run(precision, precision=precision)) for precision in ("fp32", "bf16"))
+    assert losses(half) == pytest.approx(losses(plain), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gate": "none"},
+        {"gate": "shared"},
+        {"gate_activation": "tanh", "gate_input": "constant"},
+        {"sharing": "kv", "layers": [1]},
+        {"sharing": "none"},
+    ],
+)
+def test_ablations_train_what_they_name(changes: dict[str, Any], run: Any) -> None:
+    out = run(adapters=changes)
+    config = read_adapters(out / "adapters.safetensors").config
+    for name, value in changes.items():
+        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_lora_learns_beside_the_adapters_and_is_merged_when_loaded(run: Any, tiny_folder: Path) -> None:
+    out = run(train="lora", lora={"rank": 2, "alpha": 8.0, "targets": ["in_proj", "linear_out"]})
+    file = read_adapters(out / "adapters.safetensors")
+    low_rank = sorted(name for name in file.tensors if ".lora_" in name)
+    assert len(low_rank) == 2 * 2 * 2 and file.lora_scale == 4.0
+    assert all(file.tensors[name].any() for name in low_rank)
+    name = "speech_lm.backbone.layers.0.self_attn.in_proj"
+    before = load(tiny_folder).model.get_parameter(f"{name}.weight")
+    after = load(tiny_folder, adapters=out / "adapters.safetensors").model.get_parameter(f"{name}.weight")
+    update = 4.0 * file.tensors[f"{name}.lora_up"].float() @ file.tensors[f"{name}.lora_down"].float()
+    torch.testing.assert_close(after, before + update)
+
+
+def test_everything_can_be_trained(run: Any, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="set loss.codebooks=3"):
+        run(train="all")
+    before = load_model(tiny_folder).model.state_dict()
+    out = run(train="all", loss__codebooks=3)
+    after = load_model(out / "model")
+    assert after.tokenizer is not None
+    for name, tensor in after.model.state_dict().items():
+        frozen = name.startswith(("codec.", "vision.encoder."))
+        if frozen or name.endswith(("in_proj.weight", "text_head.weight")):
+            assert tensor.equal(before[name]) == frozen, name
+    run(train="all", loss__codebooks=3, steps=4)  # goes on, and replaces its result
+
+
+def test_a_device_that_is_not_there(run: Any) -> None:
+    with pytest.raises(InputError, match="the device 'cuda:77' cannot be used here.*try device=cpu"):
+        run(device="cuda:77")
+
+
+def test_features_are_kept_on_disk_for_the_next_run(run: Any, tmp_path: Path) -> None:
+    kept = {"folder": str(tmp_path / "features"), "memory_mib": 0}
+    first = losses(log_of(run("first", features=kept)))
+    assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 2
+    assert losses(log_of(run("second", features=kept))) == first == losses(log_of(run("memory")))
+
+
+def test_random_weights_of_a_folder_and_of_none(run: Any, tiny_folder: Path) -> None:
+    out = run(random_weights=True, checkpoint__every=1, checkpoint__keep=1)
+    assert read_adapters(out / "adapters.safetensors").base
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000003"]
+    with pytest.raises(CheckpointError, match="no model 'nowhere'"):
+        run("other", base="nowhere")
+
+
+def test_the_average_is_what_is_saved(run: Any) -> None:
+    last, average = weights(run("last")), weights(run("average", optimiser__ema=0.999))
+    assert largest_difference(last, average) > 0
+
+
+def test_one_kind_alone_and_talk_around_pictures(run: Any, packed: Path) -> None:
+    speech = {"path": str(packed), "kind": "speech"}
+    alone = run("alone", data__p_audio=1.0, data__datasets=[speech])
+    assert all(line["audio"] > 0 for line in log_of(alone))
+    both = [speech, {"path": str(packed), "kind": "speechless"}]
+    usual = log_of(run("usual"))
+    around = log_of(run("around", data__general=both, data__p_concat=1.0))
+    assert sum(line["tokens"] for line in around) > sum(line["tokens"] for line in usual)
+    mixed = run("mixed", data__datasets=[*both, {**speech, "weight": 3.0, "name": "again"}])
+    assert losses(log_of(mixed)) != losses(usual)
+
+
+def test_weights_of_the_losses_matter(run: Any) -> None:
+    usual = log_of(run("usual", steps=1))[0]
+    written: list[dict[str, float]] = [{"padding": 0.0}, {"user": 0.0}]
+    for number, loss in enumerate(written):
+        assert log_of(run(f"text{number}", steps=1, loss=loss))[0]["text"] != usual["text"]
+    spoken: list[dict[str, float]] = [{"codebooks": 1}, {"semantic": 1.0}, {"semantic": 100.0, "acoustic": 50.0}]
+    for number, loss in enumerate(spoken):
+        assert log_of(run(f"audio{number}", steps=1, loss=loss))[0]["audio"] != usual["audio"]
+    weighed = log_of(run("both", steps=1, loss={"text": 0.5, "audio": 2.0}))[0]
+    assert weighed["loss"] == pytest.approx(0.5 * usual["text"] + 2 * usual["audio"])
+
+
+def test_numbers_that_are_not_finite(run: Any) -> None:
+    with pytest.raises(MoshivisError, match="step 2: the loss is (nan|inf).*on_nan=skip"):
+        run("stop", optimiser={"rate": 1e30, "warmup": 0})
+    skipping = log_of(run("skip", optimiser={"rate": 1e30, "warmup": 0}, on_nan="skip"))
+    assert [line["skipped_steps"] for line in skipping] == [0, 1, 2]
+
+
+def test_a_damaged_shard_stops_or_is_skipped(
+    run: Any, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    folder = pack(tmp_path / "damaged", tiny_model, tiny_tokenizer)
+    file = sorted(folder.glob("speech-*.parquet"))[0]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    both = [{"path": str(folder), "kind": kind} for kind in ("speech", "speechless")]
+    with pytest.raises(ShardError):
+        run("stop", data__datasets=both, steps=6)
+    skipping = log_of(run("skip", data__datasets=both, data__on_corrupt="skip", steps=6))
+    assert skipping[-1]["skipped_samples"] > 0
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(recipe(tiny_folder, packed, out, {"steps": 2}), quiet=True)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, usual[1]))  # no file may be larger: writing fails
+        with pytest.raises(CheckpointError, match=r"step 4 could not be written.*step-00000002 is kept.*Make room"):
+            train(recipe(tiny_folder, packed, out, {"steps": 5}), quiet=True)
+        assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
+        train(recipe(tiny_folder, packed, out, {"steps": 5, "checkpoint.on_error": "skip"}), quiet=True)
+        assert [line["failed_checkpoints"] for line in log_of(out)] == [0, 0, 0, 0, 1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, usual[1]))
+        with pytest.raises(CheckpointError, match=r"adapters.safetensors could not be written.*goes on from the last"):
+            train(recipe(tiny_folder, packed, out, {"steps": 2}), quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    train(recipe(tiny_folder, packed, out, {"steps": 5}), quiet=True)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir())[-1] == "step-00000005"
+
+
+def test_validation_measures_and_generates(run: Any, packed: Path) -> None:
+    both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
+    out = run(validation={"every": 2, "datasets": both, "rows": 5, "samples": 2}, precision="bf16", train="lora")
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    (found,) = [line for line in lines if "held_out_speech_text" in line]
+    assert found["step"] == 2 and found["held_out_speech_audio"] > 0 and found["held_out_speechless_text"] > 0
+    assert len(found["held_out_speech_gates"]) == 2 and 0 < found["held_out_speech_gate"] < 1
+    folder = out / "samples" / "step-00000002"
+    assert len(list(folder.iterdir())) == 2 + 2 + 2  # transcripts of both kinds, and sound of one
+    spoken = json.loads((folder / "speech-0.json").read_text())
+    wave, rate = soundfile.read(folder / "speech-0.wav")
+    assert spoken["wanted"] == "the star is red" and rate == 24000 and wave.shape[1] == 2
+    assert len(json.loads((folder / "speechless-1.json").read_text())["pieces"]) > 0
+
+
+def test_trackers(run: Any) -> None:
+    out = run(report={"every": 1, "tensorboard": True})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(log_of(out)))
+    for package in ("wandb", "trackio"):
+        if importlib.util.find_spec(package) is None:
+            with pytest.raises(InputError, match=f"report.{package} needs the package {package}"):
+                run(package, report={package: "project"})
+
+
+def test_data_of_another_model_is_refused(tiny_model: MoshiVis, packed: Path, run: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="was made with another tokenizer than that of mini"):
+        run(base="mini")
+
+
+def test_fsdp_trains_everything_on_two_ranks(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    changes = {"steps": 3, "train": "all", "loss.codebooks": 3, "parallel": "fsdp", "optimiser.ema": 0.5}
+    train(recipe(tiny_folder, packed, tmp_path / "one", changes), quiet=True)
+    run_ranks(recipe_data(tiny_folder, packed, tmp_path / "two", changes), 2)
+    one, two = (load_model(tmp_path / name / "model").model.state_dict() for name in ("one", "two"))
+    assert losses(log_of(tmp_path / "two")) == pytest.approx(losses(log_of(tmp_path / "one")), rel=1e-4)
+    assert mean_difference(one, two) < 1e-4
+    # On another number of ranks it goes on from the same checkpoint.
+    train(recipe_from_dict(recipe_data(tiny_folder, packed, tmp_path / "two", {**changes, "steps": 4})), quiet=True)
+
+
+def test_a_process_that_fails_says_why(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    process = start(recipe_data(tiny_folder, tmp_path / "nothing", tmp_path / "run"))
+    process.join(PATIENCE)
+    assert process.exitcode == 1
+
+
+def test_samples_are_cut_to_the_limit(run: Any) -> None:
+    short = log_of(run("short", data__max_frames=10, data__max_tokens=10, data__bucket=5))
+    assert all(line["padded"] <= 8 * 10 for line in short)
+    assert np.mean([line["tokens"] for line in short]) < np.mean([line["tokens"] for line in log_of(run("long"))])

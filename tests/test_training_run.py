@@ -1,0 +1,121 @@
+"""A training run as a whole: it learns, it leaves what it says, and it goes on after any end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import moshivis
+from moshivis.errors import CheckpointError, InputError
+from moshivis.inference.conversation import load
+from moshivis.training.run import train
+from training_support import (
+    PATIENCE,
+    finish,
+    largest_difference,
+    log_of,
+    losses,
+    mean_difference,
+    packed,
+    picture,
+    recipe,
+    recipe_data,
+    run_ranks,
+    start,
+    write_recipe,
+)
+
+__all__ = ["packed"]  # a fixture
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
+
+
+def test_adapters_learn_and_are_talked_with(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = train(recipe(tiny_folder, packed, out, {"steps": 30, "adapters.fresh": True}))
+    curve = losses(log_of(out))
+    assert len(curve) == 30
+    assert sum(curve[-5:]) < 0.97 * sum(curve[:5])
+    assert result == out / "adapters.safetensors"
+    trained = load(tiny_folder, adapters=result)
+    untrained = load(tiny_folder)
+    names = {name for name, _ in trained.model.trainable_parameters()}
+    for (name, after), (_, before) in zip(
+        trained.model.named_parameters(), untrained.model.named_parameters(), strict=True
+    ):
+        assert after.equal(before) == (name not in names), name
+    pieces = trained.conversation(picture("red")).say_text("what colour is the star")
+    assert all(0 <= piece.gate <= 1 for piece in pieces)
+
+
+def test_a_run_that_is_killed_ends_with_the_same_weights(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    changes = {"steps": 12, "optimiser.ema": 0.9, "checkpoint.every": 3}
+    train(recipe(tiny_folder, packed, tmp_path / "whole", changes), quiet=True)
+    data = recipe_data(tiny_folder, packed, tmp_path / "killed", changes)
+    log = tmp_path / "killed" / "log.jsonl"
+    for enough in (4, 8):  # steps after which it is killed: once after a checkpoint, once later
+        process = start(data)
+        _wait_for_steps(log, enough)
+        process.kill()
+        process.join(PATIENCE)
+        assert process.exitcode == -9
+    finish(start(data))
+    results = [load_file(tmp_path / name / "adapters.safetensors") for name in ("whole", "killed")]
+    assert largest_difference(*results) == 0
+    assert losses(log_of(tmp_path / "killed")) == losses(log_of(tmp_path / "whole"))
+    assert [line["step"] for line in log_of(tmp_path / "killed")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_does(parallel: str, tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    changes = {"steps": 5, "parallel": parallel}
+    train(recipe(tiny_folder, packed, tmp_path / "one", changes), quiet=True)
+    run_ranks(recipe_data(tiny_folder, packed, tmp_path / "two", changes), 2)
+    one, two = (losses(log_of(tmp_path / name)) for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5)
+    results = [load_file(tmp_path / name / "adapters.safetensors") for name in ("one", "two")]
+    # A gradient of nearly nothing has a sign by chance, and AdamW steps as far for it as for any other: so the mean.
+    assert mean_difference(*results) < 1e-4
+
+
+def _wait_for_steps(log: Path, count: int) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not log.exists() or log.read_text().count('"loss"') < count:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_another_recipe_does_not_go_on_with_a_run(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(recipe(tiny_folder, packed, out, {"steps": 2}), quiet=True)
+    with pytest.raises(InputError, match=r"begun by another recipe \(optimiser.rate: 0.01 became 0.02\)"):
+        train(recipe(tiny_folder, packed, out, {"steps": 2, "optimiser.rate": 0.02}), quiet=True)
+    train(recipe(tiny_folder, packed, out, {"steps": 4}), quiet=True)
+    assert [line["step"] for line in log_of(out)] == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(recipe(tiny_folder, packed, out, {"steps": 4, "checkpoint.keep": 2}), quiet=True)
+    folders = sorted((out / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000002", "step-00000004"]
+    (tensors,) = folders[-1].glob("*.distcp")
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="step-00000004 cannot be read: .*remove it to use an older one"):
+        train(recipe(tiny_folder, packed, out, {"steps": 4}), quiet=True)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    recipe_file = write_recipe(tmp_path / "recipe.yaml", recipe_data(tiny_folder, packed, tmp_path / "run"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*torchrun, "-m", "moshivis", "train", str(recipe_file), "steps=2"]
+    variables = {**os.environ, "PYTHONPATH": str(Path(moshivis.__file__).parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    ended = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0, ended.stderr
+    assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2]
