@@ -49,5 +49,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
-	$(PIP) --editable '.[dev,data,eval,serve,train]'
+	$(PIP) --editable '.[dev,data,eval,mini,serve,train]'
 	@touch $@ $(VENV)/.installed

@@ -13,7 +13,7 @@ from PIL import Image
 from moshivis.errors import InputError
 from moshivis.mini import grammar, knowledge
 from moshivis.mini.augment import augment
-from moshivis.mini.drawing import draw_scene, draw_scene_with_boxes, outline, shade
+from moshivis.mini.drawing import draw_scene, draw_with_boxes, outline, shade
 from moshivis.mini.grammar import FAMILIES, PRETRAINING_FAMILIES, answer, ask, judge, normalise
 from moshivis.mini.questions import MAX_PHRASINGS, SCENELESS_FAMILIES, Query
 from moshivis.mini.scenes import (
@@ -74,7 +74,8 @@ def test_scenes_are_balanced() -> None:
 def test_an_object_is_painted_inside_its_box_in_its_place(seed: int) -> None:
     rng = random.Random(seed)
     scene = sample_scene(rng)
-    picture, boxes = draw_scene_with_boxes(scene, rng)
+    drawing = draw_with_boxes(scene, rng)
+    picture, boxes = drawing.picture, drawing.boxes
     assert picture.mode == "RGB" and all(64 <= side <= 512 for side in picture.size)
     assert len(boxes) == len(scene.objects)
     for thing, (left, top, right, bottom) in zip(scene.objects, boxes, strict=True):
@@ -89,7 +90,7 @@ def test_an_object_is_painted_inside_its_box_in_its_place(seed: int) -> None:
 def test_big_is_clearly_bigger_than_small(seed: int) -> None:
     rng = random.Random(seed)
     scene = Scene((SceneObject("circle", "red", "small", "left"), SceneObject("circle", "blue", "big", "right")))
-    _, (small, big) = draw_scene_with_boxes(scene, rng, (128, 128))
+    small, big = draw_with_boxes(scene, rng, (128, 128)).boxes
     assert (big[3] - big[1]) > 1.3 * (small[3] - small[1])
 
 

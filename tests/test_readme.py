@@ -37,13 +37,15 @@ NOT_RUN = {
     ),
     "moshivis talk picture.png --audio question.wav --model path/to/folder --device cuda": "needs those 17 GB",
     "moshivis bench step --preset moshika-vis --random": "needs 24 GB of memory",
-    "apt-get install espeak-ng flite festival festvox-us-slt-hts librsvg2-bin": "needs an administrator",
+    "apt-get install espeak-ng flite festival festvox-us-slt-hts librsvg2-bin fonts-dejavu-core fonts-liberation": (
+        "needs an administrator"
+    ),
     "pip install 'moshivis[train,data]'": "changes the environment that runs this test",
     "torchrun --nproc-per-node 8 -m moshivis train paper": "needs eight GPUs, and data that nobody may pass on",
     "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --nproc-per-node 8 -m moshivis train paper": (
         "needs two such machines"
     ),
-    "pip install -e '.[eval]'": "changes the environment that runs this test",
+    "pip install -e '.[eval,mini]'": "changes the environment that runs this test",
     "python -m moshivis.mini build --out runs/mini": "takes hours",
     "python -m moshivis.mini measure": "takes minutes, and needs the speech programs",
 }

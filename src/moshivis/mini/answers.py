@@ -9,7 +9,16 @@ from dataclasses import asdict
 from typing import Any
 
 from moshivis.mini import knowledge
-from moshivis.mini.language import NUMBERS, PLACE_PHRASES, capitalise, normalise, object_phrase, plural
+from moshivis.mini.language import (
+    NUMBERS,
+    PLACE_PHRASES,
+    capitalise,
+    normalise,
+    object_phrase,
+    plural,
+    spoken_text,
+    writing_phrase,
+)
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn, claim_phrase, kind_of, render
 from moshivis.mini.scenes import Scene, SceneObject
 
@@ -21,6 +30,7 @@ def answer(query: Query, scene: Scene) -> Turn | None:
     turn = _answer(query, scene)
     if turn is not None and query.family not in SCENELESS_FAMILIES:
         turn.facts["present"] = [asdict(thing) for thing in scene.objects]
+        turn.facts["writing"] = scene.writing and asdict(scene.writing)
     return turn
 
 
@@ -37,6 +47,8 @@ def _answer(query: Query, scene: Scene) -> Turn | None:
     if query.family == "describe":
         objects = [[getattr(thing, kind) for kind in ATTRIBUTES] for thing in scene.objects]
         return _turn(query, description(scene), {"objects": objects})
+    if query.family == "read":
+        return _answer_read(query, scene)
     if query.family == "count":
         return _answer_count(query, scene)
     if query.family == "yes_no":
@@ -71,14 +83,25 @@ def description_parts(scene: Scene) -> list[str]:
 
     Their words, one after the other, are those of `description`, which has a comma more before a middle part.
     """
-    positions = ["first", *["middle"] * (len(scene.objects) - 2), *["last"] * (len(scene.objects) > 1)]
-    return [describe_phrase(thing, position) for thing, position in zip(scene.objects, positions, strict=True)]
+    phrases = [object_phrase(thing) for thing in scene.objects]
+    if scene.writing:
+        phrases.append(writing_phrase(scene.writing))
+    positions = ["first", *["middle"] * (len(phrases) - 2), *["last"] * (len(phrases) > 1)]
+    return [describe_part(phrase, position) for phrase, position in zip(phrases, positions, strict=True)]
 
 
-def describe_phrase(thing: SceneObject, position: str) -> str:
-    """One object's part of a description; `position` is first, middle or last."""
-    phrase = object_phrase(thing)
+def describe_part(phrase: str, position: str) -> str:
+    """One thing's part of a description; `position` is first, middle or last."""
     return {"first": f"I see {phrase}", "middle": phrase, "last": f"and {phrase}."}[position]
+
+
+def _answer_read(query: Query, scene: Scene) -> Turn | None:
+    if scene.writing is None:
+        return _turn(query, "It says nothing.", {"missing": True, "text": ""})
+    if query.item not in (None, scene.writing.kind):
+        return None
+    text = spoken_text(scene.writing)
+    return _turn(query, f"It says {text}.", {"text": text})
 
 
 def _answer_count(query: Query, scene: Scene) -> Turn | None:

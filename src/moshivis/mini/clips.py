@@ -24,6 +24,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from moshivis.errors import InputError
 from moshivis.files import atomic_write
 from moshivis.mini import grammar, voices
+from moshivis.mini.language import object_phrase, writing_phrase
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query
 from moshivis.mini.scenes import (
     COLOURS,
@@ -35,8 +36,10 @@ from moshivis.mini.scenes import (
     said_scene,
     sample_object,
     sample_scene,
+    sample_written_scene,
 )
 from moshivis.mini.voices import ASSISTANT_VOICE, HELD_OUT_VOICE, SAMPLE_RATE, USER_VOICES, Voice, Word
+from moshivis.mini.writing import TEXTS, Writing
 
 SHARD_CLIPS = 200
 _NUM_THERE, _NUM_AND, _NUM_QUESTIONS, _NUM_WHOLE = 220, 220, 750, 40  # a voice
@@ -46,7 +49,11 @@ _NUM_LISTENER = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedClip:
-    """A text to speak. `meta` holds the `object` of a phrase, the `query` of a question, the `objects` of a scene."""
+    """A text to speak.
+
+    `meta` holds the `object` or `writing` of a phrase, the `query` of a question, and of a whole scene the `objects`,
+    the `writing` and the `query`.
+    """
 
     text: str
     kind: str
@@ -67,8 +74,8 @@ class PlannedShard:
 class Clip:
     """A spoken clip: where its samples lie, what is said when (seconds), by whom, and what it means.
 
-    `kind` is there, and, question or whole (user); answer, greeting, describe_first, describe_middle, describe_last
-    or listener (assistant).
+    `kind` is there, and, there_text, and_text, question or whole (user); answer, greeting, describe_first,
+    describe_middle, describe_last or listener (assistant).
     """
 
     shard: int
@@ -94,7 +101,13 @@ class Clip:
     @property
     def scene(self) -> Scene:
         """The scene told by a whole clip."""
-        return Scene(tuple(SceneObject(**thing) for thing in self.meta["objects"]))
+        return Scene(tuple(SceneObject(**thing) for thing in self.meta["objects"]), writing=self.writing)
+
+    @property
+    def writing(self) -> Writing | None:
+        """What is written, of a there_text or and_text clip, or in the scene of a whole clip."""
+        writing = self.meta.get("writing")
+        return writing and Writing(**writing)
 
 
 class ClipStore:
@@ -199,6 +212,7 @@ def listener_plan(seed: int = 0, count: int = _NUM_LISTENER) -> list[PlannedShar
 def _user_clips(voice: Voice, seed: int) -> list[PlannedClip]:
     rng = random.Random(f"{seed}-{voice.name}")
     clips = _phrase_clips(rng, _NUM_THERE, _NUM_AND)
+    clips += _writing_clips(rng)
     clips += [_question_clip(query) for query in grammar.all_questions(rng, _NUM_QUESTIONS)]
     clips += [_whole_clip(rng) for _ in range(_NUM_WHOLE)]
     return _shuffled(clips, rng)
@@ -219,6 +233,16 @@ def _phrase_clips(rng: random.Random, num_there: int, num_and: int | None = None
     return clips
 
 
+def _writing_clips(rng: random.Random) -> list[PlannedClip]:
+    """Every word and number once, as the first or as a later phrase of a told scene."""
+    clips = []
+    for text in TEXTS:
+        kind, phrase = rng.choice((("there_text", grammar.there_phrase), ("and_text", grammar.and_phrase)))
+        writing = Writing(text)
+        clips.append(PlannedClip(text=phrase(writing, rng.randrange(30)), kind=kind, meta={"writing": asdict(writing)}))
+    return clips
+
+
 def _question_clip(query: Query) -> PlannedClip:
     return PlannedClip(text=query.text, kind="question", meta={"query": query.to_dict()})
 
@@ -228,10 +252,12 @@ def _whole_clip(rng: random.Random) -> PlannedClip:
     families = [name for name in grammar.FAMILIES if name not in SCENELESS_FAMILIES]
     turn = None
     while turn is None:
-        scene = said_scene(sample_scene(rng, num_objects=rng.choice((1, 2, 2, 3))), rng)
+        count = rng.choice((1, 2, 2, 3))
+        scene = said_scene(sample_scene(rng, count) if rng.random() < 0.8 else sample_written_scene(rng), rng)
         turn = grammar.ask(scene, rng.choice(families), rng)
     text = f"{', '.join(grammar.scene_phrases(scene, rng))}. {turn.question}"
-    meta = {"objects": [asdict(thing) for thing in scene.objects], "query": turn.query.to_dict()}
+    meta: dict[str, Any] = {"objects": [asdict(thing) for thing in scene.objects], "query": turn.query.to_dict()}
+    meta["writing"] = scene.writing and asdict(scene.writing)
     return PlannedClip(text=text, kind="whole", meta=meta)
 
 
@@ -242,11 +268,21 @@ def _answer_clips() -> list[PlannedClip]:
 
 def _describe_clips() -> list[PlannedClip]:
     things = [SceneObject(*values) for values in product(SHAPES, COLOURS, (*SIZES, None), (*PLACES, None))]
-    return [
-        PlannedClip(text=grammar.describe_phrase(thing, part), kind=f"describe_{part}", meta={"object": asdict(thing)})
+    clips = [
+        PlannedClip(
+            text=grammar.describe_part(object_phrase(thing), part),
+            kind=f"describe_{part}",
+            meta={"object": asdict(thing)},
+        )
         for thing in things
         for part in ("first", "middle", "last")
     ]
+    for text in TEXTS:
+        writing = Writing(text)
+        for part in ("first", "last"):
+            said = grammar.describe_part(writing_phrase(writing), part)
+            clips.append(PlannedClip(text=said, kind=f"describe_{part}", meta={"writing": asdict(writing)}))
+    return clips
 
 
 def _shuffled(clips: list[PlannedClip], rng: random.Random) -> list[PlannedClip]:

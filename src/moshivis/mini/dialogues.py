@@ -20,7 +20,8 @@ from moshivis.mini import grammar
 from moshivis.mini.clips import Clip
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn
-from moshivis.mini.scenes import Scene, said_scene, sample_scene
+from moshivis.mini.scenes import Scene, said_scene, sample_picture, sample_scene, sample_written_scene
+from moshivis.mini.writing import Writing
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
 FRAME_SECONDS = 0.08
@@ -30,6 +31,9 @@ HEARD_DELAY = 2  # frames after a user's word ends at which it should have been 
 # Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
 # about several times: finding the right one of two objects is what takes longest to learn.
 TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.2
+TELLING = ("there", "and", "there_text", "and_text")  # kinds of clips that tell scenes
+WRITING_SHARE = 0.25  # of told scenes
+READ_SHARE = 0.35  # of the questions about a scene with a writing
 # In writing, much of pretraining is a scene followed by all there is to say about its things, in any order: every few
 # tokens a fact of the right one of several things is due, four times as often as in questions and answers.
 RECITAL_SHARE = 0.45
@@ -74,7 +78,7 @@ class Spoken:
         self.said: list[int] = []  # all of the assistant's clips
         self.similar: dict[str, list[int]] = defaultdict(list)  # the same by their opening
         self.greetings: list[int] = []
-        self.phrases: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, "there" | "and")
+        self.phrases: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, kind)
         self.questions: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, family)
         self.whole: dict[str, list[int]] = defaultdict(list)
         self.queries: dict[int, Query] = {}
@@ -86,7 +90,7 @@ class Spoken:
                 self.greetings.append(i)
             elif clip.role == "assistant":
                 self.answers[clip.text] = i
-            elif clip.kind in ("there", "and"):
+            elif clip.kind in TELLING:
                 self.phrases[clip.voice, clip.kind].append(i)
             else:
                 self.queries[i] = clip.query
@@ -99,7 +103,7 @@ class Spoken:
     def without_picture(self, rng: random.Random) -> Sample:
         """Pretraining: scenes that the user tells and asks about, scenes that nobody told, knowledge, small talk."""
         told = rng.random() < TOLD_SHARE
-        scene = None if told else sample_scene(rng)
+        scene = None if told else sample_picture(rng)
 
         def next_turn(voice: str) -> _Turn | None:
             nonlocal scene
@@ -116,7 +120,9 @@ class Spoken:
             about = scene
             if told and (scene is None or rng.random() < RETOLD_SHARE):
                 telling, about = self._told(voice, rng)
-            found = None if about is None else self._question(voice, rng.choice(SCENE_FAMILIES), about, rng)
+            found = None
+            if about is not None:
+                found = self._question(voice, choose_family(about, rng, SCENE_FAMILIES), about, rng)
             if found is None:
                 return None
             scene = about
@@ -127,7 +133,9 @@ class Spoken:
     def with_picture(self, scene: Scene, rng: random.Random, families: tuple[str, ...]) -> Sample:
         """Every question is about `scene`, or of a family that needs none."""
         return self._conversation(
-            rng, lambda voice: self._question(voice, rng.choice(families), scene, rng), SPEAKING_TURNS_WITH_PICTURE
+            rng,
+            lambda voice: self._question(voice, choose_family(scene, rng, families), scene, rng),
+            SPEAKING_TURNS_WITH_PICTURE,
         )
 
     def _conversation(
@@ -150,13 +158,18 @@ class Spoken:
 
     def _told(self, voice: str, rng: random.Random) -> tuple[list[int], Scene | None]:
         """Phrase clips that tell a scene of one to three objects, and that scene; None if they contradict."""
-        count = rng.choice((1, 2, 2, 2, 3))
-        clips = [rng.choice(self.phrases[voice, "there" if i == 0 else "and"]) for i in range(count)]
-        objects = tuple(self.codes.clips.clips[i].object for i in clips)
+        kinds = ["", *["and"] * (rng.choice((1, 2, 2, 2, 3)) - 1)]
+        if rng.random() < WRITING_SHARE:
+            kinds[rng.randrange(len(kinds))] += "_text"
+        kinds = ["there" + kinds[0], *(kind if kind.startswith("and") else "and" + kind for kind in kinds[1:])]
+        clips = [rng.choice(self.phrases[voice, kind]) for kind in kinds]
+        told = [self.codes.clips.clips[i] for i in clips]
+        writing = next((clip.writing for clip in told if clip.writing), None)
+        objects = tuple(clip.object for clip in told if not clip.writing)
         places = [thing.place for thing in objects if thing.place]
-        if len(set(places)) < len(places) or len({(t.shape, t.colour) for t in objects}) < count:
+        if len(set(places)) < len(places) or len({(t.shape, t.colour) for t in objects}) < len(objects):
             return [], None
-        return clips, Scene(objects)
+        return clips, Scene(objects, writing=writing)
 
     def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> _Turn | None:
         """A question clip of the family that the scene answers, and the clips of the answer."""
@@ -177,7 +190,8 @@ class Spoken:
             return None
         if turn.family == "describe":
             things = [grammar.SceneObject(**fields) for fields in turn.facts["present"]]
-            texts = grammar.description_parts(Scene(tuple(things)))
+            writing = turn.facts["writing"] and Writing(**turn.facts["writing"])
+            texts = grammar.description_parts(Scene(tuple(things), writing=writing))
         else:
             texts = [turn.answer]
         clips = [self.answers.get(text) for text in texts]
@@ -285,7 +299,7 @@ class Written:
 
     def _turns_without_picture(self, rng: random.Random) -> Iterator[tuple[str, Turn]]:
         told = rng.random() < TOLD_SHARE
-        scene = None if told else sample_scene(rng)
+        scene = None if told else sample_picture(rng)
         while True:
             if rng.random() < SCENELESS_SHARE:
                 turn = _ask(Scene(()), rng.choice(SCENELESS_FAMILIES), rng)
@@ -294,10 +308,10 @@ class Written:
                 continue
             telling, about = "", scene
             if told and (scene is None or rng.random() < RETOLD_SHARE):
-                about = said_scene(sample_scene(rng, rng.choice((1, 2, 2, 2, 3))), rng)
+                about = said_scene(_scene_to_tell(rng, (1, 2, 2, 2, 3)), rng)
                 telling = ", ".join(grammar.scene_phrases(about, rng)) + ". "
             assert about is not None
-            turn = _ask(about, rng.choice(SCENE_FAMILIES), rng)
+            turn = _ask(about, choose_family(about, rng, SCENE_FAMILIES), rng)
             if turn is not None:
                 scene = about
                 yield telling, turn
@@ -306,7 +320,7 @@ class Written:
         self, scene: Scene, rng: random.Random, families: tuple[str, ...]
     ) -> Iterator[tuple[str, Turn]]:
         while True:
-            turn = _ask(scene, rng.choice(families), rng)
+            turn = _ask(scene, choose_family(scene, rng, families), rng)
             if turn is not None:
                 yield "", turn
 
@@ -315,7 +329,7 @@ class Written:
         tokens: list[int] = []
         weights: list[float] = []
         while len(tokens) < self.length:
-            scene = said_scene(sample_scene(rng, rng.choice((2, 2, 3, 4))), rng)
+            scene = said_scene(_scene_to_tell(rng, (2, 2, 3, 4)), rng)
             facts = list(grammar.scene_facts(scene))
             rng.shuffle(facts)
             told = self.tokenizer.encode(", ".join(grammar.scene_phrases(scene, rng)) + ".")
@@ -344,6 +358,17 @@ class Written:
         none = np.full((self.levels, self.length), -1)
         heard, audible = np.full(self.length, IGNORE), np.zeros(self.length, bool)
         return Sample(text, none, none, heard, weight.astype(np.float32), audible)
+
+
+def choose_family(scene: Scene, rng: random.Random, families: tuple[str, ...]) -> str:
+    """One of the families, by lot; where something is written it is asked for more often than elsewhere."""
+    if scene.writing and "read" in families and rng.random() < READ_SHARE:
+        return "read"
+    return rng.choice(families)
+
+
+def _scene_to_tell(rng: random.Random, counts: tuple[int, ...]) -> Scene:
+    return sample_written_scene(rng) if rng.random() < WRITING_SHARE else sample_scene(rng, rng.choice(counts))
 
 
 def _ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:

@@ -9,17 +9,19 @@ import colorsys
 import io
 import math
 import random
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from moshivis.errors import InputError
+from moshivis.mini.lettering import Box, write
 from moshivis.mini.scenes import PLACES, Scene
 
-Box = tuple[float, float, float, float]
 Colour = tuple[float, float, float]  # red, green, blue, each 0 to 1
 
 MIN_SIDE, MAX_SIDE = 64, 512
+INKS = ("black", "white", "red", "blue", "green", "purple", "brown")
 _MARGIN_DEGREES = 14.0  # of rotation to either side
 _JPEG_SHARE = 0.4
 # Radius as a share of a third of the shorter side; the two ranges stay far apart.
@@ -45,16 +47,20 @@ def draw_scene(scene: Scene, rng: random.Random, size: tuple[int, int] | None = 
 
     Raises InputError if a side is out of range or an object has no place.
     """
-    return draw_scene_with_boxes(scene, rng, size)[0]
+    return draw_with_boxes(scene, rng, size).picture
 
 
-def draw_scene_with_boxes(
-    scene: Scene, rng: random.Random, size: tuple[int, int] | None = None
-) -> tuple[Image.Image, list[Box]]:
-    """The picture, and each object's box (left, top, right, bottom) as shares (0 to 1) of width and height.
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A picture, RGB, and what stands where: boxes (left, top, right, bottom) as shares of width and height."""
 
-    Raises InputError if a side is out of range or an object has no place.
-    """
+    picture: Image.Image
+    boxes: list[Box]  # of the objects
+    letters: list[tuple[str, Box]]  # of what is written
+
+
+def draw_with_boxes(scene: Scene, rng: random.Random, size: tuple[int, int] | None = None) -> Drawing:
+    """As `draw_scene`, telling what stands where."""
     width, height = size or _random_size(rng)
     if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
         raise InputError(f"a scene is drawn on {MIN_SIDE} to {MAX_SIDE} pixels a side, not on {width} x {height}")
@@ -70,11 +76,16 @@ def draw_scene_with_boxes(
         colour = _visible_shade(thing.colour, ground, rng)
         points = outline(thing.shape, rng.uniform(-_MARGIN_DEGREES, _MARGIN_DEGREES))
         boxes.append(_paint(picture, points * radius + centre, radius, colour, rng))
+    letters = []
+    if scene.writing:
+        taken = {scene.background, *(thing.colour for thing in scene.objects)}
+        ink = _visible_shade(rng.choice([name for name in INKS if name not in taken]), ground, rng)
+        letters = write(picture, scene.writing, _bytes(ink), rng)
     if rng.random() < _JPEG_SHARE:
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=rng.randint(40, 92))
         picture = Image.open(buffer).convert("RGB")
-    return picture, boxes
+    return Drawing(picture=picture, boxes=boxes, letters=letters)
 
 
 def shade(name: str, rng: random.Random) -> Colour:
@@ -187,7 +198,7 @@ def _paint(picture: Image.Image, points: np.ndarray, radius: float, colour: Colo
     scale = 4 if right - left < 100 else 2  # the mask is drawn larger, then reduced: smooth edges
     corners = [(float(x), float(y)) for x, y in (points - (left, top)) * scale]
     area = (int(right - left), int(bottom - top))
-    fill = tuple(round(channel * 255) for channel in colour)
+    fill = _bytes(colour)
     if style != "outlined":
         picture.paste(fill, (int(left), int(top)), _mask(area, scale, corners, None))
     if style != "filled":
@@ -198,6 +209,11 @@ def _paint(picture: Image.Image, points: np.ndarray, radius: float, colour: Colo
     high = (points.max(axis=0) + half) / picture.size
     x0, y0, x1, y1 = np.clip([*low, *high], 0, 1).tolist()
     return x0, y0, x1, y1
+
+
+def _bytes(colour: Colour) -> tuple[int, int, int]:
+    red, green, blue = (round(channel * 255) for channel in colour)
+    return red, green, blue
 
 
 def _mask(area: tuple[int, int], scale: int, corners: list[tuple[float, float]], stroke: float | None) -> Image.Image:

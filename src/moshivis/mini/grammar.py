@@ -12,9 +12,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from moshivis.mini import knowledge
-from moshivis.mini.answers import ATTRIBUTES, answer, describe_phrase, description_parts, missing
+from moshivis.mini.answers import ATTRIBUTES, answer, describe_part, description_parts, missing
 from moshivis.mini.judge import judge
-from moshivis.mini.language import NUMBERS, PLACE_PHRASES, capitalise, normalise, object_phrase, plural
+from moshivis.mini.language import (
+    NUMBERS,
+    PLACE_PHRASES,
+    capitalise,
+    normalise,
+    object_phrase,
+    plural,
+    spoken_text,
+    writing_phrase,
+)
 from moshivis.mini.questions import (
     FAMILIES,
     MAX_PHRASINGS,
@@ -33,8 +42,9 @@ from moshivis.mini.scenes import (
     SceneObject,
     said_scene,
     sample_object,
-    sample_scene,
+    sample_picture,
 )
+from moshivis.mini.writing import TEXTS, Writing
 
 __all__ = [
     "ATTRIBUTES",
@@ -50,7 +60,7 @@ __all__ = [
     "answer",
     "ask",
     "capitalise",
-    "describe_phrase",
+    "describe_part",
     "description_parts",
     "judge",
     "normalise",
@@ -115,8 +125,11 @@ def sample_query(family: str, rng: random.Random, scene: Scene | None = None) ->
         return Query(family=family, phrasing=phrasing, item=rng.choice(list(knowledge.SMALL_TALK)))
     if family == "repeat":
         return Query(family=family, phrasing=phrasing, item=rng.choice(knowledge.REPEATABLE))
+    if family == "read":
+        kind = rng.choice(("word", "number")) if scene is None or not scene.writing else scene.writing.kind
+        return Query(family=family, phrasing=phrasing, item=kind if rng.random() < 0.4 else None)
     target = sample_object(rng)
-    if scene is not None and rng.random() < 0.9:
+    if scene is not None and scene.objects and rng.random() < 0.9:
         target = rng.choice(scene.objects)
     if family == "count":
         return Query(family=family, phrasing=phrasing, **_named_by(target, _count_reference(rng)))
@@ -174,19 +187,26 @@ def _named_by(target: SceneObject, kinds: tuple[str, ...]) -> dict[str, Any]:
 # Telling a scene
 
 
-def there_phrase(thing: SceneObject, form: int = 0) -> str:
-    """The first phrase of a told scene: 'There is a big red circle on the left'."""
-    return THERE_FORMS[form % len(THERE_FORMS)].format(object_phrase(thing))
+def there_phrase(thing: SceneObject | Writing, form: int = 0) -> str:
+    """The first phrase of a told scene: 'There is a big red circle on the left', 'I see the word cat'."""
+    return THERE_FORMS[form % len(THERE_FORMS)].format(_phrase(thing))
 
 
-def and_phrase(thing: SceneObject, form: int = 0) -> str:
+def and_phrase(thing: SceneObject | Writing, form: int = 0) -> str:
     """A later phrase of a told scene: 'and a small blue star at the top'."""
-    return AND_FORMS[form % len(AND_FORMS)].format(object_phrase(thing))
+    return AND_FORMS[form % len(AND_FORMS)].format(_phrase(thing))
+
+
+def _phrase(thing: SceneObject | Writing) -> str:
+    return writing_phrase(thing) if isinstance(thing, Writing) else object_phrase(thing)
 
 
 def scene_phrases(scene: Scene, rng: random.Random) -> list[str]:
     """A user's words for a scene, one phrase an object; use `said_scene` first to leave something out."""
-    first, *others = scene.objects
+    things: list[SceneObject | Writing] = [*scene.objects]
+    if scene.writing:
+        things.insert(rng.randint(0, len(things)), scene.writing)
+    first, *others = things
     return [there_phrase(first, rng.randrange(30)), *(and_phrase(thing, rng.randrange(30)) for thing in others)]
 
 
@@ -194,11 +214,13 @@ def paraphrase(scene: Scene, rng: random.Random) -> str:
     """One of many descriptions of the whole scene, its things in any order: what a description is compared with."""
     things = list(scene.objects)
     rng.shuffle(things)
-    return ", ".join(scene_phrases(Scene(tuple(things), scene.background), rng)) + "."
+    return ", ".join(scene_phrases(Scene(tuple(things), scene.background, scene.writing), rng)) + "."
 
 
 def scene_facts(scene: Scene) -> Iterator[str]:
     """All that can be said of a scene's things one by one: 'the star is blue', 'the blue one is at the top'."""
+    if scene.writing:
+        yield f"it says {spoken_text(scene.writing)}"
     for thing in scene.objects:
         if sum(other.shape == thing.shape for other in scene.objects) == 1:
             for kind in ("colour", "size", "place"):
@@ -229,6 +251,7 @@ def all_answers() -> list[str]:
     nowhere = Scene(())
     answers = {turn.answer for query in all_queries() if (turn := answer(query, nowhere))}
     answers.update(_scene_answers())
+    answers.update(_read_answers())
     return sorted(answers)
 
 
@@ -266,6 +289,11 @@ def _scene_answers() -> Iterator[str]:
             yield f"There are {NUMBERS[number]} {plural(words)}, so yes."
 
 
+def _read_answers() -> Iterator[str]:
+    yield "It says nothing."
+    yield from (f"It says {spoken_text(Writing(text))}." for text in TEXTS)
+
+
 def _combinations(kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
     found: list[dict[str, Any]] = [{}]
@@ -276,14 +304,14 @@ def _combinations(kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 def all_questions(rng: random.Random, count: int) -> list[Query]:
     """`count` distinct queries over all families, for a voice to speak."""
-    weights = Counter(colour=15, shape=13, size=8, count=12, place=12, yes_no=15, misleading=7, knowledge=8)
-    weights.update(small_talk=3, repeat=5, describe=2)
+    weights = Counter(colour=15, shape=13, size=8, count=12, place=12, yes_no=15, misleading=7, knowledge=14)
+    weights.update(small_talk=3, repeat=5, describe=2, read=4)
     families = list(weights)
     seen: set[str] = set()
     queries: list[Query] = []
     while len(queries) < count:
         query = sample_query(rng.choices(families, [weights[name] for name in families])[0], rng)
-        family_is_small = query.family in ("describe", "small_talk")
+        family_is_small = query.family in ("describe", "small_talk", "read")
         if query.text not in seen or family_is_small:
             seen.add(query.text)
             queries.append(query)
@@ -294,7 +322,7 @@ def world_text(rng: random.Random, count: int) -> list[str]:
     """A sample of the world's sentences, both sides, written and plain: text to train a tokenizer on."""
     sentences: list[str] = list(GREETINGS)
     while len(sentences) < count:
-        scene = sample_scene(rng)
+        scene = sample_picture(rng)
         said = said_scene(scene, rng)
         told = ", ".join(scene_phrases(said, rng)) + "."
         turn = ask(said, rng.choice(PRETRAINING_FAMILIES), rng)

@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from moshivis.mini.language import NUMBERS, normalise, plural
+from moshivis.mini.language import NUMBERS, normalise, plural, writing_phrase
 from moshivis.mini.questions import Turn
 from moshivis.mini.scenes import COLOURS, SHAPES, SIZES
+from moshivis.mini.writing import Writing
 
 _SYNONYMS = {
     "large": "big",
@@ -30,6 +31,8 @@ _SYNONYMS = {
     "nope": "no",
 } | {plural(shape): shape for shape in SHAPES}
 _NEGATIONS = ("no", "not", "nothing")
+_READING = ("it", "says", "the", "word", "number", "is", "i", "read", "see", "there")
+_WRITTEN = re.compile(r"\bthe (?:word|number) \w+(?: (?:one|two|three|four|five|six|seven|eight|nine)\b)?")
 _ROWS, _SIDES = ("top", "bottom"), ("left", "right")
 
 
@@ -55,7 +58,9 @@ def judge(turn: Turn, text: str) -> bool:
     if turn.family == "knowledge":
         return _judge_fact(turn, words.split())
     if turn.family == "describe":
-        return _judge_description(facts["present"], text)
+        return _judge_description(facts["present"], facts["writing"], text)
+    if turn.family == "read":
+        return _judge_reading(facts["text"], words.split())
     claims = read_claims(text)
     if turn.family == "count":
         return _judge_count(facts, claims)
@@ -189,9 +194,25 @@ def _judge_comparison(key: str, kind: str, words: list[str], spoken: list[str]) 
     return (spoken[-1] if opposite in words else spoken[0]) == key
 
 
-def _judge_description(present: list[dict[str, str | None]], text: str) -> bool:
-    """Every object must be named by shape and colour, none invented; sizes and places may be left out, not wrong."""
-    spoken = [_read_object(part) for part in re.split(r"\b(?:an?|one|the(?= \w+ \w+ (?:on|at|in)\b))\s", text.lower())]
+def _judge_reading(text: str, words: list[str]) -> bool:
+    """What is written must be said, and nothing else be read out."""
+    if not text:
+        return "nothing" in words or words[:3] == ["there", "is", "no"]
+    said = [word for word in words if word not in _READING]
+    return said == text.split()
+
+
+def _judge_description(present: list[dict[str, str | None]], writing: dict[str, Any] | None, text: str) -> bool:
+    """Every object must be named by shape and colour, none invented; sizes and places may be left out, not wrong.
+
+    What is written must be said, and is not taken for a thing: "the word star".
+    """
+    text = text.lower()
+    read = [" ".join(match.split()) for match in _WRITTEN.findall(text)]
+    if read != ([writing_phrase(Writing(**writing))] if writing else []):
+        return False
+    text = _WRITTEN.sub("", text)
+    spoken = [_read_object(part) for part in re.split(r"\b(?:an?|one|the(?= \w+ \w+ (?:on|at|in)\b))\s", text)]
     things = [thing for thing in spoken if thing["shape"] or thing["colour"]]
     remaining = list(present)
     if len(things) != len(remaining):

@@ -3,6 +3,7 @@
 import re
 
 from moshivis.mini.scenes import PLACES, SceneObject
+from moshivis.mini.writing import Writing
 
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -53,6 +54,16 @@ def object_phrase(thing: SceneObject) -> str:
     """'a big red circle on the left', with what is unsaid left out."""
     words = article(" ".join(word for word in (thing.size, thing.colour, thing.shape) if word))
     return f"{words} {PLACE_PHRASES[thing.place]}" if thing.place else words
+
+
+def spoken_text(writing: Writing) -> str:
+    """What is written, as one reads it out: 'cat', 'forty two'."""
+    return number_word(int(writing.text)) if writing.kind == "number" else writing.text
+
+
+def writing_phrase(writing: Writing) -> str:
+    """'the word cat', 'the number forty two'."""
+    return f"the {writing.kind} {spoken_text(writing)}"
 
 
 def capitalise(sentence: str) -> str:

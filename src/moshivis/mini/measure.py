@@ -36,10 +36,10 @@ from moshivis.mini.drawing import draw_scene
 from moshivis.mini.foreign import photograph, render_svg
 from moshivis.mini.judge import judge
 from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
-from moshivis.mini.scenes import Scene, sample_scene
+from moshivis.mini.scenes import Scene, sample_scene, sample_written_scene
 from moshivis.vision.image import to_pixels
 
-FAMILIES = tuple(family for family in grammar.FAMILIES if family != "describe")
+FAMILIES = tuple(family for family in grammar.FAMILIES if family not in ("describe", "read"))
 ROWS = 50  # conversations at once
 FRAME_MS = 80
 PROMPT_MS = (200, 800)  # a reaction between these is neither an interruption nor a pause
@@ -58,8 +58,9 @@ def fresh_cases(count: int, seed: int, families: Sequence[str] = FAMILIES) -> li
     rng = random.Random(f"measure {seed}")
     cases: list[Case] = []
     while len(cases) < count:
-        scene = sample_scene(rng)
-        turn = grammar.ask(scene, families[len(cases) % len(families)], rng)
+        family = families[len(cases) % len(families)]
+        scene = sample_written_scene(rng) if family == "read" else sample_scene(rng)
+        turn = grammar.ask(scene, family, rng)
         if turn is not None:
             cases.append(Case(scene, turn))
     return cases
@@ -73,15 +74,16 @@ def measure(
     seed: int = 1,
     sampling: Sampling = SAMPLING,
 ) -> dict:
-    """All figures as one plain dict; a fifth as many scenes as questions are described.
+    """All figures as one plain dict; a fifth as many scenes are described, and as many read.
 
     Raises InputError if a speech program or rsvg-convert is missing.
     """
     asker = _Asker(checkpoint, sampling, seed)
     cases = fresh_cases(count, seed)
     described = fresh_cases(max(2, count // 5), seed + 1, ("describe",))
+    written_on = fresh_cases(max(2, count // 5), seed + 2, ("read",))
     rng = random.Random(f"drawing {seed}")
-    drawn = {id(case): draw_scene(case.scene, rng) for case in (*cases, *described)}
+    drawn = {id(case): draw_scene(case.scene, rng) for case in (*cases, *described, *written_on)}
 
     def pictures(asked: list[Case]) -> list[Image.Image]:
         return [drawn[id(case)] for case in asked]
@@ -90,6 +92,7 @@ def measure(
     written = asker.written(cases, pictures(cases))
     result["text"] = _accuracy(cases, written)
     result["text"]["describe"] = _descriptions(described, asker.written(described, pictures(described)), seed)
+    result["text"]["read"] = _accuracy(written_on, asker.written(written_on, pictures(written_on)))["accuracy"]
     for name, speakers in (("spoken", voices.USER_VOICES), ("spoken_unheard_voice", (voices.HELD_OUT_VOICE,))):
         answers = asker.spoken(cases, pictures(cases), _speak(cases, speakers, rng))
         result[name] = _accuracy(cases, answers) | _manners(answers)
@@ -97,6 +100,8 @@ def measure(
             result[name]["speech_word_error"] = _speech_error(listener, answers)
         told = asker.spoken(described, pictures(described), _speak(described, speakers, rng))
         result[name]["describe"] = _descriptions(described, told, seed)
+        read = asker.spoken(written_on, pictures(written_on), _speak(written_on, speakers, rng))
+        result[name]["read"] = _accuracy(written_on, read)["accuracy"]
     visual = [case for case in cases if case.turn.family not in SCENELESS_FAMILIES]
     by_hand = {"as_drawn": lambda case: drawn[id(case)], "svg": lambda case: render_svg(case.scene)}
     by_hand["photo"] = lambda case: photograph(drawn[id(case)], rng)
@@ -205,6 +210,7 @@ def report(result: dict, console: Console | None = None) -> None:
     for family in result["text"]["families"]:
         table.add_row(family, *(f"{result[name]['families'][family]:.0%}" for name in names))
     table.add_row("all", *(f"{result[name]['accuracy']:.1%}" for name in names))
+    table.add_row("read", *(f"{result[name]['read']:.0%}" for name in names))
     for key in ("relative_cider", "right"):
         table.add_row(f"describe: {key}", *(f"{result[name]['describe'][key]:.2f}" for name in names))
     for key in ("speech_word_error", "reaction_ms_median", "prompt_reactions", "silent_or_runaway"):

@@ -12,12 +12,16 @@ import numpy as np
 from rich.progress import track
 
 from moshivis.files import atomic_write
-from moshivis.mini.drawing import draw_scene_with_boxes
-from moshivis.mini.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject, sample_scene
+from moshivis.mini.drawing import draw_with_boxes
+from moshivis.mini.lettering import Box
+from moshivis.mini.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject, sample_picture
 from moshivis.mini.stage import Stage
+from moshivis.mini.writing import TEXTS, Writing
 from moshivis.vision.image import image_to_tensor, resize_bicubic
 
-ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
+OBJECT_ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
+ATTRIBUTES = {**OBJECT_ATTRIBUTES, "letter": LETTERS, "text": TEXTS}
 CHUNK = 500
 
 
@@ -27,7 +31,7 @@ class Pictures:
 
     scenes: list[Scene]
     pixels: np.ndarray  # [N, 3, S, S] uint8
-    labels: np.ndarray  # [N, 4, P, P] uint8: 1 + index of the attribute's value on each patch, 0 = background
+    labels: np.ndarray  # [N, 6, P, P] uint8: 1 + index of the attribute's value on each patch, 0 = background
 
 
 def draw_pictures(stage: Stage, count: int, image_size: int, patch_size: int, workers: int = 2) -> Pictures:
@@ -51,7 +55,7 @@ def draw_pictures(stage: Stage, count: int, image_size: int, patch_size: int, wo
 
 def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int) -> None:
     rng = random.Random(f"pictures {index}")
-    scenes = [sample_scene(rng) for _ in range(CHUNK)]
+    scenes = [sample_picture(rng) for _ in range(CHUNK)]
     drawn = [draw(scene, rng, image_size, patch_size) for scene in scenes]
     with atomic_write(_path(folder, index)) as path, open(path, "wb") as file:
         np.savez(
@@ -63,23 +67,37 @@ def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int) -> N
 
 
 def draw(scene: Scene, rng: random.Random, image_size: int, patch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A scene's pixels [3, S, S] and patch labels [4, P, P]."""
-    picture, boxes = draw_scene_with_boxes(scene, rng)
-    pixels = resize_bicubic(image_to_tensor(picture), image_size, image_size).numpy()
+    """A scene's pixels [3, S, S] and patch labels [6, P, P]."""
+    drawing = draw_with_boxes(scene, rng)
+    pixels = resize_bicubic(image_to_tensor(drawing.picture), image_size, image_size).numpy()
     patches = image_size // patch_size
     labels = np.zeros((len(ATTRIBUTES), patches, patches), np.uint8)
-    centres = (np.arange(patches) + 0.5) / patches
-    for thing, (left, top, right, bottom) in zip(scene.objects, boxes, strict=True):
-        # a small object may cover no patch centre: take the patch that holds its own centre too
-        rows = (centres > top) & (centres < bottom) | (np.arange(patches) == int((top + bottom) / 2 * patches))
-        columns = (centres > left) & (centres < right) | (np.arange(patches) == int((left + right) / 2 * patches))
-        for channel, (name, values) in enumerate(ATTRIBUTES.items()):
-            labels[channel][np.ix_(rows, columns)] = 1 + values.index(getattr(thing, name))
+    channels = dict(zip(ATTRIBUTES, labels, strict=True))
+    for thing, box in zip(scene.objects, drawing.boxes, strict=True):
+        covered = _covered(box, patches)
+        for name, values in OBJECT_ATTRIBUTES.items():
+            channels[name][covered] = 1 + values.index(getattr(thing, name))
+    for letter, box in drawing.letters:
+        assert scene.writing is not None
+        covered = _covered(box, patches)
+        channels["letter"][covered] = 1 + LETTERS.index(letter)
+        channels["text"][covered] = 1 + TEXTS.index(scene.writing.text)
     return pixels, labels
 
 
+def _covered(box: Box, patches: int) -> tuple[np.ndarray, ...]:
+    """Index of the patches whose centre a box covers, and of that which holds the centre of a small one."""
+    left, top, right, bottom = box
+    centres = (np.arange(patches) + 0.5) / patches
+    rows = (centres > top) & (centres < bottom) | (np.arange(patches) == int((top + bottom) / 2 * patches))
+    columns = (centres > left) & (centres < right) | (np.arange(patches) == int((left + right) / 2 * patches))
+    return np.ix_(rows, columns)
+
+
 def _scene(fields: dict) -> Scene:
-    return Scene(tuple(SceneObject(**thing) for thing in fields["objects"]), fields["background"])
+    writing = fields["writing"]
+    objects = tuple(SceneObject(**thing) for thing in fields["objects"])
+    return Scene(objects, fields["background"], writing and Writing(**writing))
 
 
 def _path(folder: Path, index: int) -> Path:

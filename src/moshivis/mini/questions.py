@@ -20,6 +20,7 @@ FAMILIES = (
     "place",
     "yes_no",
     "misleading",
+    "read",
     "knowledge",
     "small_talk",
 )
@@ -167,6 +168,48 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Please tell me why {it} is {claim}.",
         "Do you like that {it} is {claim}?",
     ),
+    "read": (
+        "What does it say?",
+        "What does the picture say?",
+        "What is written there?",
+        "What is written in the picture?",
+        "What does it say in the picture?",
+        "Read it.",
+        "Can you read it?",
+        "Please read what it says.",
+        "Tell me what it says.",
+        "Do you know what it says?",
+        "Read the text.",
+        "Can you tell me what is written there?",
+    ),
+    "read/word": (
+        "Which word is written there?",
+        "Which word do you see?",
+        "Read the word.",
+        "What is the word?",
+        "Tell me the word in the picture.",
+        "Can you read the word?",
+        "What word does it say?",
+        "Which word is in the picture?",
+        "What word is written there?",
+        "Please read the word.",
+        "Tell me which word you see.",
+        "Do you know which word it is?",
+    ),
+    "read/number": (
+        "Which number is written there?",
+        "Which number do you see?",
+        "Read the number.",
+        "What is the number?",
+        "Tell me the number in the picture.",
+        "Can you read the number?",
+        "What number does it say?",
+        "Which number is in the picture?",
+        "What number is written there?",
+        "Please read the number.",
+        "Tell me which number you see.",
+        "Do you know which number it is?",
+    ),
     "repeat": (
         "Say: {text}.",
         "Repeat: {text}.",
@@ -189,7 +232,8 @@ class Query:
     """What is asked, apart from any scene.
 
     `shape`, `colour`, `size`, `place` refer to the object (or objects) asked about. `claim` is the attribute value
-    that a yes_no or misleading question asserts. `item` names the knowledge, small talk or text to repeat, and
+    that a yes_no or misleading question asserts. `item` names the knowledge, small talk or text to repeat, and what
+    is to be read (word, number, or None for either), and
     `choices` are the options of a multiple choice question.
     """
 
@@ -255,6 +299,8 @@ def render(query: Query) -> str:
 
 def template_name(query: Query) -> str:
     """Which list of `TEMPLATES` renders the query."""
+    if query.family == "read" and query.item:
+        return f"read/{query.item}"
     if query.family == "yes_no":
         return "yes_no/claim" if query.claim else "yes_no/exists"
     if query.family == "shape" and query.place and not (query.colour or query.size):

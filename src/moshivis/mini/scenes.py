@@ -8,6 +8,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from moshivis.mini.writing import ROWS, Writing, sample_writing
+
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey")
 SIZES = ("small", "big")
@@ -15,6 +17,7 @@ SIZES = ("small", "big")
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 
 _OBJECT_COUNTS = (1, 2, 2, 2, 3, 3, 3, 4, 4)
+_WRITTEN_SHARE = 1 / 3
 _BACKGROUNDS = ("white", "white", "white", "white", "black", "grey", *COLOURS)
 
 
@@ -30,10 +33,11 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to four objects at distinct places; no two share both shape and colour."""
+    """One to four objects at distinct places; no two share both shape and colour. With a writing: up to two."""
 
     objects: tuple[SceneObject, ...]
     background: str = "white"
+    writing: Writing | None = None
 
     @property
     def shapes(self) -> set[str]:
@@ -64,6 +68,22 @@ def sample_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
     return Scene(in_reading_order(objects), ground)
 
 
+def sample_picture(rng: random.Random) -> Scene:
+    """A scene to be drawn: as `sample_scene`, or, in a third of the cases, a writing with up to two objects."""
+    return sample_written_scene(rng) if rng.random() < _WRITTEN_SHARE else sample_scene(rng)
+
+
+def sample_written_scene(rng: random.Random) -> Scene:
+    """A writing that has a row for itself, and up to two objects in other rows."""
+    writing = sample_writing(rng)
+    scene = sample_scene(rng, rng.choice((1, 1, 2)))
+    places = [place for i, place in enumerate(PLACES) if ROWS[i // 3] != writing.row]
+    chosen = rng.sample(places, len(scene.objects))
+    objects = tuple(replace(thing, place=place) for thing, place in zip(scene.objects, chosen, strict=True))
+    kept = objects if rng.random() < 0.7 else ()
+    return Scene(in_reading_order(kept), scene.background, writing)
+
+
 def sample_object(rng: random.Random, forget: bool = False) -> SceneObject:
     """A random object; with `forget`, size and place are each left unsaid now and then."""
     thing = SceneObject(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES), rng.choice(PLACES))
@@ -86,7 +106,7 @@ def said_scene(scene: Scene, rng: random.Random) -> Scene:
     """The scene as a user says it: in any order, some sizes and places left out."""
     objects = [leave_unsaid(thing, rng) for thing in scene.objects]
     rng.shuffle(objects)
-    return Scene(tuple(objects), scene.background)
+    return Scene(tuple(objects), scene.background, scene.writing)
 
 
 def in_reading_order(objects: Sequence[SceneObject]) -> tuple[SceneObject, ...]:

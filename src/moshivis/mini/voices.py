@@ -107,7 +107,7 @@ def synthesise(voice: Voice, texts: Sequence[str], rng: random.Random) -> Iterat
         wave = Path(folder) / "speech.wav"
         for text in texts:
             speak(program, voice, text, wave, rng)
-            speed = rng.uniform(0.94, 1.07)  # shifts the formants too: more speakers than the programs have
+            speed = rng.uniform(0.88, 1.13)  # shifts the formants too: more speakers than the programs have
             audio, _ = trim(_read(wave, speed))
             yield Utterance(audio=loudness(audio), text=text, words=spread_words(text, audio), voice=voice.name)
 

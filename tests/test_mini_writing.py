@@ -1,0 +1,103 @@
+"""Words, numbers and hand-written digits in pictures: drawn where they are said to be, asked about, judged."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from moshivis.errors import InputError
+from moshivis.mini import grammar
+from moshivis.mini.drawing import draw_with_boxes
+from moshivis.mini.language import spoken_text
+from moshivis.mini.pictures import ATTRIBUTES, draw
+from moshivis.mini.questions import Query
+from moshivis.mini.scenes import Scene, SceneObject, sample_written_scene
+from moshivis.mini.writing import ROWS, TEXTS, Writing, sample_writing
+
+CAT, FORTY_TWO = Writing("cat", "top"), Writing("42", "bottom")
+STAR = SceneObject("star", "blue", "small", "middle")
+
+
+def ask(scene: Scene, **fields: str) -> grammar.Turn | None:
+    return grammar.answer(Query(family="read", **fields), scene)
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(("text", "hand"), [("bread", False), ("7", False), ("88", False)])
+def test_a_writing_stands_in_its_row(text: str, hand: bool, row: str) -> None:
+    drawing = draw_with_boxes(Scene((), "white", Writing(text, row, hand)), random.Random(2), (240, 240))
+    assert "".join(letter for letter, _ in drawing.letters) == text
+    left, top, right, bottom = np.array([box for _, box in drawing.letters]).T
+    assert (np.diff(left) > 0).all() and (right > left).all()
+    third = ROWS.index(row) / 3
+    assert third - 0.06 < top.min() and bottom.max() < third + 1 / 3 + 0.06
+    ink = (np.asarray(drawing.picture.convert("L"), int) < 200).mean(1)
+    inside = slice(int(third * 240), int((third + 1 / 3) * 240))
+    assert ink[inside].sum() > 0.8 * ink.sum() > 0.5
+
+
+def test_digits_by_hand_are_drawn() -> None:
+    pytest.importorskip("sklearn")
+    drawing = draw_with_boxes(Scene((), "white", Writing("4", "middle", hand=True)), random.Random(0), (120, 120))
+    assert drawing.letters[0][0] == "4"
+    assert np.ptp(np.asarray(drawing.picture.convert("L"))) > 60
+
+
+def test_patches_know_the_letter_and_the_whole_text() -> None:
+    _, labels = draw(Scene((), "white", FORTY_TWO), random.Random(1), 128, 8)
+    channels = dict(zip(ATTRIBUTES, labels, strict=True))
+    assert set(np.unique(channels["text"])) == {0, 1 + TEXTS.index("42")}
+    shown = [ATTRIBUTES["letter"][i - 1] for i in np.unique(channels["letter"]) if i]
+    assert sorted(shown) == ["2", "4"]
+
+
+def test_what_nobody_placed_cannot_be_drawn() -> None:
+    with pytest.raises(InputError, match="nobody has said where"):
+        draw_with_boxes(Scene((), "white", Writing("cat")), random.Random(0))
+
+
+def test_reading() -> None:
+    turn = ask(Scene((STAR,), "white", FORTY_TWO))
+    assert turn is not None and turn.answer == "It says forty two."
+    assert grammar.judge(turn, "It says 42.") and grammar.judge(turn, "The number is forty two.")
+    for wrong in ("It says forty.", "It says forty three.", "It says nothing.", "Forty two or forty three.", ""):
+        assert not grammar.judge(turn, wrong), wrong
+    assert ask(Scene((STAR,), "white", FORTY_TWO), item="word") is None
+    nothing = ask(Scene((STAR,), "white"))
+    assert nothing is not None and nothing.facts["missing"]
+    assert grammar.judge(nothing, "It says nothing.") and grammar.judge(nothing, "There is no word.")
+    assert not grammar.judge(nothing, "It says cat.")
+
+
+def test_a_description_names_what_is_written_and_a_word_is_no_thing() -> None:
+    scene = Scene((STAR,), "white", Writing("star", "top"))
+    turn = grammar.answer(Query(family="describe"), scene)
+    assert turn is not None and turn.answer == "I see a small blue star in the middle and the word star."
+    assert grammar.judge(turn, turn.answer)
+    assert not grammar.judge(turn, "I see a small blue star in the middle.")
+    assert not grammar.judge(turn, "I see the word star.")
+    assert not grammar.judge(turn, "I see a small blue star in the middle and the word stop.")
+
+
+def test_scenes_with_a_writing_keep_its_row_free() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        scene = sample_written_scene(rng)
+        assert scene.writing is not None and scene.writing.row is not None
+        for thing in scene.objects:
+            assert thing.place is not None
+            assert ("left" if scene.writing.row == "middle" else scene.writing.row) not in thing.place.split()[:1] or (
+                scene.writing.row == "middle" and " " in thing.place
+            )
+
+
+def test_every_answer_can_be_spoken() -> None:
+    rng = random.Random(1)
+    spoken = set(grammar.all_answers())
+    for _ in range(200):
+        writing = sample_writing(rng)
+        turn = ask(Scene((), "white", writing))
+        assert turn is not None and turn.answer in spoken
+        assert grammar.normalise(turn.answer).endswith(spoken_text(writing))
