@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
 from moshivis.errors import InputError
 from moshivis.mini.drawing import draw_scene

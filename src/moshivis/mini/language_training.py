@@ -32,10 +32,10 @@ from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 from moshivis.vision import ImageProjection
 
-LANGUAGE_STEPS, LANGUAGE_WARMUP = 4500, 200
-MATRIX_RATE, LANGUAGE_RATE = 5e-4, 6e-4  # of the backbone's matrices, by Muon; of everything else, by AdamW
+LANGUAGE_STEPS, LANGUAGE_WARMUP = 8000, 200
+MATRIX_RATE, LANGUAGE_RATE = 1.5e-3, 1e-3  # of the backbone's matrices, by Muon; of everything else, by AdamW
 SPOKEN_ROWS, WRITTEN_ROWS = 16, 48  # of a pretraining step, over all workers
-ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 3600, 2e-3, 50
+ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_WARMUP = 2000, 2e-3, 50
 ADAPTER_SPOKEN_ROWS, ADAPTER_WRITTEN_ROWS = 12, 36  # p_audio = a quarter, as in the paper
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
 HEARD_LAYER = 2  # block whose output is asked for the user's words
