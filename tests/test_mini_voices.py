@@ -124,7 +124,7 @@ def small_plan(shards: list[clips.PlannedShard]) -> list[clips.PlannedShard]:
     """A few clips of every kind, as three shards."""
     first, described = shards[0], next(s for s in shards if s.clips[0].kind.startswith("describe"))
     kinds = {clip.kind: clip for clip in shards[4].clips}
-    assert set(kinds) == {"there", "and", "question", "whole"}
+    assert set(kinds) == {"there", "and", "there_text", "and_text", "question", "whole"}
     parts = (first.clips[:3], tuple(kinds.values()), described.clips[:3])
     chosen = zip((first, shards[4], described), parts, strict=True)
     return [replace(shard, index=i, clips=some) for i, (shard, some) in enumerate(chosen)]
