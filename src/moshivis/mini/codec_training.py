@@ -28,7 +28,8 @@ from moshivis.evaluation.recogniser import Recogniser
 from moshivis.layers.conv import CausalConv1d, CausalConvTranspose1d
 from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
-from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
+from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.training.speed import half_precision
 
 AUTOENCODER_STEPS, QUANTISED_STEPS, VOICE_STEPS = 1500, 3000, 2400
 BATCH, CROP_FRAMES = 4, 16

@@ -27,9 +27,10 @@ from moshivis.mini.grammar import FAMILIES
 from moshivis.mini.pictures import Pictures
 from moshivis.mini.recipe import CODEBOOKS, FRAMES, TOKENS
 from moshivis.mini.scenes import Scene
-from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
+from moshivis.mini.stage import Stage, cosine, set_learning_rate
 from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
+from moshivis.training.speed import half_precision
 from moshivis.vision import ImageProjection
 
 LANGUAGE_STEPS, LANGUAGE_WARMUP = 8000, 200

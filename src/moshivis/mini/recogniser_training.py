@@ -19,7 +19,8 @@ from moshivis.evaluation.recogniser import BLANK, HOP, Recogniser, RecogniserCon
 from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.grammar import normalise, vocabulary
-from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
+from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.training.speed import half_precision
 
 BATCH = 12
 SENTENCES = ("question", "whole", "answer", "greeting", "listener")

@@ -6,18 +6,16 @@ checkpoint; a finished stage is skipped.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
@@ -122,15 +120,3 @@ def cosine(step: int, total: int, peak: float, warmup: int, floor: float = 0.02)
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = rate
-
-
-@contextlib.contextmanager
-def half_precision(device: torch.device) -> Iterator[None]:
-    """bf16 arithmetic; on a CPU with attention written out, which trains twice as fast as the fused kernel."""
-    if device.type != "cpu":
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-        return
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for every device, in spite of its name
-    with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield

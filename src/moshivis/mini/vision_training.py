@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from moshivis.config import VisionConfig
 from moshivis.files import atomic_write
 from moshivis.mini.pictures import ATTRIBUTES, Pictures
-from moshivis.mini.stage import Stage, cosine, half_precision, set_learning_rate
+from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.training.speed import half_precision
 from moshivis.vision import VisionEncoder
 
 STEPS, BATCH, HELD_OUT = 2200, 20, 500

@@ -25,6 +25,7 @@ from moshivis.training.optim import Ema, Optimiser, rate_at
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 from moshivis.training.setup import Ready
+from moshivis.training.speed import half_precision
 
 
 class Loads(Protocol):
@@ -162,8 +163,7 @@ class Trainer:
         return outcome.text.detach(), outcome.audio.detach()
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        half = self.recipe.precision == "bf16"
-        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=half)
+        return half_precision(self.ranks.device) if self.recipe.precision == "bf16" else contextlib.nullcontext()
 
     def _count(self, result: StepResult, report: Follows) -> None:
         self.progress.step += 1
