@@ -31,7 +31,7 @@ NOT_RUN = {
     "moshivis chat http://localhost:8998 --image picture.png --audio question.wav --out both.wav": (
         "needs that server; tests/test_client_chat.py runs it"
     ),
-    "moshivis bench serve --sessions 1,4,8 --seconds 25": "takes minutes",
+    "moshivis bench serve --sessions 1,8,12 --seconds 25": "takes minutes",
     "moshivis talk picture.png --audio question.wav --model hf://kyutai/moshika-vis-pytorch-bf16 --device cuda": (
         "downloads 17 GB and needs a GPU"
     ),
