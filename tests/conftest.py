@@ -34,7 +34,7 @@ from moshivis.speech_lm.tokenizer import TextTokenizer
 hypothesis.settings.register_profile("busy", deadline=None)  # machines that run tests are
 hypothesis.settings.load_profile("busy")
 
-pytest_plugins = ["serve_support", "page_visitor"]  # fixtures
+pytest_plugins = ["serve_support", "page_visitor", "mini_support"]  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from PIL import ImageColor
 
 from moshivis.errors import InputError
-from moshivis.mini.drawing import draw_scene
+from moshivis.mini.drawing import draw_scene, draw_with_boxes
 from moshivis.mini.foreign import SIDE, photograph, render_svg, svg
 from moshivis.mini.scenes import PLACES, SHAPES, Scene, SceneObject, sample_scene
 
@@ -47,11 +47,22 @@ def test_every_thing_is_in_the_document() -> None:
 
 def test_a_photo_shows_the_picture_in_perspective_and_differs_every_time() -> None:
     picture = draw_scene(Scene((SceneObject("square", "red", "big", "middle"),), "white"), random.Random(1), (200, 200))
-    photos = [photograph(picture, random.Random(seed)) for seed in (1, 2)]
+    photos = [photograph(picture, random.Random(seed)).picture for seed in (1, 2)]
     assert [photo.size for photo in photos] == [(320, 320), (320, 320)]
     assert photos[0].tobytes() != photos[1].tobytes()
-    assert photograph(picture, random.Random(1)).tobytes() == photos[0].tobytes()
+    assert photograph(picture, random.Random(1)).picture.tobytes() == photos[0].tobytes()
     for photo in photos:
         pixels = np.asarray(photo, int)
         assert pixels[160, 160, 0] > pixels[160, 160, 1] + 60, "the square is where it was"
         assert abs(pixels[1, 1] - pixels[160, 60]).max() > 10, "a table around the print"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_photo_tells_where_the_things_are(seed: int) -> None:
+    scene = Scene((SceneObject("square", "red", "small", PLACES[2 * seed]),), "white")
+    drawing = draw_with_boxes(scene, random.Random(seed), (200, 200))
+    photo = photograph(drawing.picture, random.Random(seed))
+    left, top, right, bottom = photo.box(drawing.boxes[0])
+    pixels = np.asarray(photo.picture, int)
+    red = np.argwhere(pixels[..., 0] > pixels[..., 1:].max(-1) + 90) / 320
+    assert abs(red.min(0) - (top, left)).max() < 0.03 and abs(red.max(0) - (bottom, right)).max() < 0.03

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import random
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,61 +10,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moshivis.codec import Mimi
+from mini_support import FAMILIES, needs_speech
 from moshivis.mini import grammar, parallel
 from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
-from moshivis.mini.clips import ClipStore, PlannedClip, PlannedShard, write_shard
-from moshivis.mini.codes import ClipCodes, encode_clips
-from moshivis.mini.dialogues import TEXT_LEAD, Spoken, Written
+from moshivis.mini.codes import ClipCodes
+from moshivis.mini.dialogues import TEXT_LEAD, Spoken
 from moshivis.mini.pictures import ATTRIBUTES, draw
 from moshivis.mini.questions import Query
-from moshivis.mini.recipe import CODEBOOKS, CODEC, TOKENS, mini
+from moshivis.mini.recipe import CODEBOOKS, TOKENS, mini
 from moshivis.mini.scenes import Scene, SceneObject, sample_scene
 from moshivis.mini.stage import Stage
-from moshivis.mini.tokenizer_training import train_tokenizer
-from moshivis.mini.voices import ASSISTANT_VOICE, USER_VOICES
+from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextTokenizer
-
-FAMILIES = ("knowledge", "small_talk")  # their answers do not depend on a scene: a few clips are enough
-needs_speech = pytest.mark.skipif(
-    any(shutil.which(program) is None for program in ("espeak-ng", "festival")),
-    reason="speech programs not installed: espeak-ng, festival",
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    return train_tokenizer(Stage(tmp_path_factory.mktemp("tokenizer")))
-
-
-@pytest.fixture(scope="module")
-def codes(tmp_path_factory: pytest.TempPathFactory) -> ClipCodes:
-    """A dozen clips, spoken and encoded for real by a codec with random weights."""
-    folder = tmp_path_factory.mktemp("clips")
-    rng = random.Random(0)
-    queries = [grammar.sample_query(family, rng) for family in FAMILIES for _ in range(3)]
-    turns = [grammar.answer(query, Scene(())) for query in queries]
-    asked = [PlannedClip(text=q.text, kind="question", meta={"query": q.to_dict()}) for q in queries]
-    said = [PlannedClip(text=grammar.GREETINGS[0], kind="greeting")]
-    said += [PlannedClip(text=text, kind="answer") for text in sorted({turn.answer for turn in turns if turn})]
-    for index, (voice, clips) in enumerate(((USER_VOICES[0], asked), (ASSISTANT_VOICE, said))):
-        write_shard(PlannedShard(index=index, voice=voice, seed=index, clips=tuple(clips)), folder)
-    torch.manual_seed(0)
-    codec = Mimi(CODEC).eval()
-    for name, buffer in codec.named_buffers():
-        if name.endswith("embedding_sum"):
-            buffer.normal_()
-    return encode_clips(codec, ClipStore(folder), folder / "codes", workers=1)
 
 
 @needs_speech
-def test_spoken_dialogue_holds_the_clips_where_it_says(codes: ClipCodes, tokenizer: TextTokenizer) -> None:
-    spoken = Spoken(codes, tokenizer, 300, CODEBOOKS, padding_weight=0.3)
+def test_spoken_dialogue_holds_the_clips_where_it_says(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer) -> None:
+    spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
     sample = spoken.with_picture(Scene(()), random.Random(3), FAMILIES)
     assert sample.own.shape == sample.user.shape == (CODEBOOKS, 300)
-    text = tokenizer.decode(sample.text)
+    text = world_tokenizer.decode(sample.text)
     assert text.startswith(grammar.GREETINGS[0])
-    replies = {clip.text for clip in codes.clips.clips if clip.kind == "answer"}
+    replies = {clip.text for clip in spoken_codes.clips.clips if clip.kind == "answer"}
     assert any(reply in text for reply in replies)
     # the assistant's words stand a little before the time in which a turn that teaches to speak speaks them
     words = np.flatnonzero(~np.isin(sample.text, list(SPECIAL)))
@@ -75,21 +41,24 @@ def test_spoken_dialogue_holds_the_clips_where_it_says(codes: ClipCodes, tokeniz
     assert sample.audible[words[speaks] + TEXT_LEAD].all()
     assert sample.audible[words[~speaks] + TEXT_LEAD].mean() < 0.1
     # what the assistant hears of itself begins as one of its clips: of the words, or of others
-    clips = [codes[i][:CODEBOOKS] for i, clip in enumerate(codes.clips.clips) if clip.role == "assistant"]
+    clips = [spoken_codes[i][:CODEBOOKS] for i, clip in enumerate(spoken_codes.clips.clips) if clip.role == "assistant"]
     for begin in words[np.flatnonzero(np.diff(words, prepend=-99) > 8)][:-1]:
         near = range(max(0, begin - 6), begin + TEXT_LEAD + 1)
         assert any(np.array_equal(sample.own[:, i : i + 8], clip[:, :8]) for i in near for clip in clips)
-    heard = {tokenizer.piece(i).strip() for i in sample.heard if i not in SPECIAL}
+    heard = {world_tokenizer.piece(i).strip() for i in sample.heard if i not in SPECIAL}
     asked = {
-        word for clip in codes.clips.clips if clip.kind == "question" for word in grammar.normalise(clip.text).split()
+        word
+        for clip in spoken_codes.clips.clips
+        if clip.kind == "question"
+        for word in grammar.normalise(clip.text).split()
     }
     assert heard and all(any(word.startswith(piece) for word in asked) for piece in heard)
 
 
 @needs_speech
-def test_spoken_batch_predicts_what_is_said_next(codes: ClipCodes, tokenizer: TextTokenizer) -> None:
-    frames, config = 160, mini(len(tokenizer)).speech_lm
-    spoken = Spoken(codes, tokenizer, frames + EXTRA_FRAMES, CODEBOOKS, padding_weight=0.3)
+def test_spoken_batch_predicts_what_is_said_next(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer) -> None:
+    frames, config = 160, mini(len(world_tokenizer)).speech_lm
+    spoken = Spoken(spoken_codes, world_tokenizer, frames + EXTRA_FRAMES, CODEBOOKS, padding_weight=0.3)
     rng = random.Random(0)
     samples = [spoken.with_picture(Scene(()), rng, FAMILIES) for _ in range(8)]
     batch = spoken_batch(samples, config, frames, random.Random(1))
@@ -107,20 +76,20 @@ def test_spoken_batch_predicts_what_is_said_next(codes: ClipCodes, tokenizer: Te
         assert torch.equal(batch.inputs[0, 1 + CODEBOOKS, 1:], torch.from_numpy(whole[0].user[0, 1:frames]))
 
 
-def test_written_samples_read_back(tokenizer: TextTokenizer) -> None:
-    written = Written(tokenizer, TOKENS, CODEBOOKS, user_weight=0.1)
+def test_written_samples_read_back(world_tokenizer: TextTokenizer) -> None:
+    written = Written(world_tokenizer, TOKENS, CODEBOOKS, user_weight=0.1)
     rng = random.Random(5)
     for _ in range(20):
         scene = sample_scene(rng)
         sample = written.with_picture(scene, rng, ("colour", "count"))
         assert sample.text[0] == END_OF_PADDING and len(sample.text) == TOKENS
-        sentences = "".join(tokenizer.piece(i) or "|" for i in sample.text).split("|")
+        sentences = "".join(world_tokenizer.piece(i) or "|" for i in sample.text).split("|")
         assert sentences[1].strip() in grammar.GREETINGS
         answers = [s.strip() for s in sentences if s.strip().startswith(("The", "There"))]
         assert len(answers) >= 1
         weights = sample.weight[: int(np.flatnonzero(sample.text == PADDING)[0])]
         assert (weights == 1).all()  # the greeting counts in full
-    batch = written_batch([sample], mini(len(tokenizer)).speech_lm)
+    batch = written_batch([sample], mini(len(world_tokenizer)).speech_lm)
     assert (batch.inputs[:, 1:] == -1).all() and not batch.depth.any()
 
 
@@ -208,12 +177,12 @@ def _save_gradient(rank: int, workers: int, folder: Path) -> None:
     torch.save(gradient, folder / f"{rank}.pt")
 
 
-def test_tokenizer_covers_the_world(tokenizer: TextTokenizer) -> None:
+def test_tokenizer_covers_the_world(world_tokenizer: TextTokenizer) -> None:
     rng = random.Random(9)
     for _ in range(100):
         turn = grammar.ask(sample_scene(rng), rng.choice(grammar.FAMILIES), rng)
         if turn is not None:
             for text in (turn.question, turn.answer, grammar.normalise(turn.question)):
-                assert tokenizer.decode(tokenizer.encode(text)) == text
+                assert world_tokenizer.decode(world_tokenizer.encode(text)) == text
     query = Query(family="colour", shape="star")
-    assert len(tokenizer.encode(replace(query, phrasing=0).text)) <= 8
+    assert len(world_tokenizer.encode(replace(query, phrasing=0).text)) <= 8

@@ -45,7 +45,7 @@ NOT_RUN = {
     "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --nproc-per-node 8 -m moshivis train paper": (
         "needs two such machines"
     ),
-    "pip install -e '.[eval,mini]'": "changes the environment that runs this test",
+    "pip install -e '.[eval,mini,train]'": "changes the environment that runs this test",
     "python -m moshivis.mini build --out runs/mini": "takes hours",
     "python -m moshivis.mini measure": "takes minutes, and needs the speech programs",
 }

@@ -33,6 +33,37 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     assert optimiser.tensors()["matrix.step"] == 1
 
 
+def test_muon_moves_matrices_adamw_the_rest_and_both_go_on_from_their_state() -> None:
+    def drawn() -> dict[str, nn.Parameter]:
+        generator = torch.Generator().manual_seed(0)
+        return {"matrix": nn.Parameter(torch.randn(6, 4, generator=generator)), "vector": nn.Parameter(torch.ones(4))}
+
+    def steps(optimiser: Optimiser, numbers: range) -> None:
+        for number in numbers:
+            for parameter in optimiser.parameters.values():
+                parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            optimiser.step(0.1)
+
+    recipe = OptimiserRecipe(rate=0.1, matrices="muon", weight_decay=0.0)
+    whole = Optimiser(drawn(), recipe)
+    assert {"matrix.momentum_buffer", "vector.exp_avg"} < set(
+        whole.tensors()
+    ) and "matrix.exp_avg" not in whole.tensors()
+    steps(whole, range(1))
+    # orthogonalised: all singular values of the first step are alike, as no gradient's are
+    moved = torch.linalg.svdvals((whole.parameters["matrix"] - drawn()["matrix"]).detach())
+    assert float(moved.max() / moved.min()) < 2
+    steps(whole, range(1, 6))
+    first, second = Optimiser(drawn(), recipe), Optimiser(drawn(), recipe)
+    steps(first, range(3))
+    for name, parameter in second.parameters.items():
+        parameter.data.copy_(first.parameters[name].data)
+    for name, tensor in second.tensors().items():
+        tensor.copy_(first.tensors()[name])
+    steps(second, range(3, 6))
+    assert all(torch.equal(p, whole.parameters[name]) for name, p in second.parameters.items())
+
+
 def test_clipping_limits_the_norm_and_zero_does_not() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     for clip, left in ((2.0, 2.0), (0.0, 10.0)):

@@ -28,6 +28,7 @@ def test_the_papers_run() -> None:
     assert paper.rows == (2, 6) and paper.tokens == 64 * 1024
     assert 15 * 2**30 < paper.weights < 18 * 2**30
     assert paper.optimiser == 12 * paper.trained
+    assert 8 * paper.trained <= full("optimiser.matrices=muon").optimiser < 8.1 * paper.trained
     # 4 operations a frozen weight and token, and the backbone has 7.0 billion
     assert 4 * 7.0e9 * paper.tokens < paper.flops < 1.4 * 4 * 7.0e9 * paper.tokens
     kept = full("activation_checkpointing=false")

@@ -55,7 +55,6 @@ def test_yaml_and_words_over_it(tmp_path: Path) -> None:
         ("data.datasets=[{path: a, kind: speech}]", "asks for speechless samples, but data.datasets has none"),
         ("data.datasets=[{kind: speech}]", "does not say data.datasets.0.path"),
         ("data.datasets=[{path: a, kind: song}]", "data.datasets.0.kind must be one of speech, speechless"),
-        ("validation.every=5", "validation.datasets names no held-out data"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(word: str, message: str, tmp_path: Path) -> None:
@@ -69,6 +68,10 @@ def test_contradictions(tmp_path: Path) -> None:
     path = written(tmp_path, "out: here")
     with pytest.raises(InputError, match="needs data.general dialogues .*missing: speech, speechless"):
         read_recipe(path, [both, "data.p_concat=0.5"])
+    with pytest.raises(InputError, match="validation.datasets names no held-out data"):
+        read_recipe(path, [both, "validation.every=5"])
+    with pytest.raises(InputError, match="parallel: ddp"):
+        read_recipe(path, [both, "parallel=fsdp", "optimiser.matrices=muon"])
     with pytest.raises(InputError, match="weight above 0"):
         read_recipe(path, [both, "data.datasets.1.weight=0"])
     with pytest.raises(InputError, match="parallel: ddp"):

@@ -31,6 +31,7 @@ class Answer:
     ended: bool  # False if it went on for too long
     reaction_frames: int | None = None  # from the end of the question to the first word; None if there was none
     audio: np.ndarray | None = None  # [T] the assistant's speech, from the end of the question on
+    tokens: tuple[tuple[int, int], ...] = ()  # of a spoken answer: frames from the end of the question, text token
 
 
 def ask_spoken(
@@ -65,7 +66,7 @@ class _Row:
         self.frame = 0
         self.asked: int | None = None  # frame at which the question started
         self.last_word = -1
-        self.tokens: list[int] = []
+        self.tokens: list[tuple[int, int]] = []
         self.first: int | None = None
         self.audio: list[np.ndarray] = []
         self.over = self.ended = False
@@ -90,7 +91,7 @@ class _Row:
             if self.answering >= 0:
                 self.audio.append(audio)
             if token not in SPECIAL:
-                self.tokens.append(token)
+                self.tokens.append((self.answering, token))
                 self.first = self.answering if self.first is None else self.first
             pausing = self.tokens and self.frame - self.last_word >= PAUSE_FRAMES + 6
             self.ended = bool(pausing) and self.answering > 0
@@ -99,7 +100,8 @@ class _Row:
 
     def answer(self, tokenizer: TextTokenizer) -> Answer:
         audio = np.concatenate(self.audio) if self.audio else None
-        return Answer(tokenizer.decode(self.tokens), self.ended, self.first, audio)
+        text = tokenizer.decode([token for _, token in self.tokens])
+        return Answer(text, self.ended, self.first, audio, tuple(self.tokens))
 
 
 def ask_written(

@@ -12,32 +12,34 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
+from moshivis.checkpoints.adapters import load_adapters
 from moshivis.checkpoints.folder import save_folder
+from moshivis.checkpoints.load import load_model
 from moshivis.codec import Mimi
 from moshivis.config import ModelConfig
 from moshivis.evaluation.recogniser import WIDTH as TEACHER_WIDTH
 from moshivis.evaluation.recogniser import Recogniser
+from moshivis.mini.adapter_training import train_adapters
 from moshivis.mini.card import CARD
 from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, listener_plan, plan
 from moshivis.mini.codec_training import train_codec, train_voice
 from moshivis.mini.codes import encode_clips
-from moshivis.mini.language_training import Sources, train_adapters, train_language
+from moshivis.mini.language_training import Sources, train_language
 from moshivis.mini.listener import save_listener
 from moshivis.mini.pictures import Pictures, draw_pictures
 from moshivis.mini.recipe import CODEBOOKS, CODEC, VISION, mini
 from moshivis.mini.recogniser_training import train_recogniser
 from moshivis.mini.stage import Stage
 from moshivis.mini.tokenizer_training import train_tokenizer
-from moshivis.mini.vision_training import save_features, train_vision
+from moshivis.mini.vision_training import train_vision
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.vision import VisionEncoder
 
 NUM_PICTURES = 20000
 SAMPLING = {"text_temperature": 0.0, "audio_temperature": 0.6, "audio_top_k": 50}
-RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 4000, 160
+RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 5000, 160
 
 
 class Build:
@@ -81,7 +83,7 @@ class Build:
         return train_codec(self.stage("codec"), CODEC, self.clips(), self.recogniser)
 
     def voice(self) -> Mimi:
-        return train_voice(self.stage("voice"), self.codec(), self.clips(), CODEBOOKS)
+        return train_voice(self.stage("voice"), self.codec(), self.clips(), self.recogniser, CODEBOOKS)
 
     def codes(self) -> Path:
         folder = self.out / "codes"
@@ -97,14 +99,6 @@ class Build:
     def vision(self) -> VisionEncoder:
         return train_vision(self.stage("vision"), VISION, self.pictures())
 
-    def features(self) -> Path:
-        """The frozen encoder's output for every picture, [N, S, enc] in half precision."""
-        path = self.out / "vision" / "features.safetensors"
-        if not path.exists():
-            encoder, pictures = self.vision(), self.pictures()
-            save_features(path, encoder, pictures)
-        return path
-
     def sources(self) -> Sources:
         self.tokenizer()
         return Sources(self.out / "clips", self.codes(), self.out / "tokenizer" / "tokenizer.model")
@@ -116,31 +110,31 @@ class Build:
         train_language(self.stage("language"), self.config(), self.sources(), self.trainers)
         return self.out / "language" / "language.safetensors"
 
+    def base(self) -> Path:
+        """All that is frozen when the adapters learn, as a checkpoint folder in half precision."""
+        folder = self.out / "base"
+        if not folder.exists():
+            model = MoshiVis(self.config())
+            model.codec.load_state_dict(self.voice().state_dict())
+            model.speech_lm.load_state_dict(load_file(self.language()))
+            assert model.vision is not None
+            model.vision.encoder.load_state_dict(self.vision().state_dict())
+            save_folder(folder, model, self.tokenizer().model, CARD, dtype=torch.float16)
+        return folder
+
     def adapters(self) -> Path:
-        language, features = self.language(), self.features()
-        train_adapters(
-            self.stage("adapters"), self.config(), self.sources(), self.pictures(), features, language, self.trainers
-        )
-        return self.out / "adapters" / "adapters.safetensors"
+        base, sources = self.base(), self.sources()
+        self.pictures()
+        return train_adapters(self.stage("adapters"), base, sources, self.out / "pictures", self.trainers)
 
     def model(self) -> Path:
         """The finished model as a checkpoint folder in half precision, with the listener beside its weights."""
         folder = self.out / "model"
         if not folder.exists():
-            model = MoshiVis(self.config())
-            model.codec.load_state_dict(self.voice().state_dict())
-            model.speech_lm.load_state_dict(load_file(self.language()))
-            trained = load_file(self.adapters())
-            assert model.adapters is not None and model.vision is not None
-            model.adapters.load_state_dict(_part(trained, "adapters."))
-            model.vision.projection.load_state_dict(_part(trained, "projection."))
-            model.vision.encoder.load_state_dict(self.vision().state_dict())
-            listener = self.listener()
+            base, adapters, listener = self.base(), self.adapters(), self.listener()
+            model = load_model(base).model
+            load_adapters(adapters, model)
             save_folder(folder, model, self.tokenizer().model, CARD, dtype=torch.float16)
             save_listener(listener, folder)
             (folder / "sampling.json").write_text(json.dumps(SAMPLING) + "\n")
         return folder
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

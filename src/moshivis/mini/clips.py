@@ -43,8 +43,9 @@ from moshivis.mini.writing import TEXTS, Writing
 
 SHARD_CLIPS = 200
 _NUM_THERE, _NUM_AND, _NUM_QUESTIONS, _NUM_WHOLE = 220, 220, 750, 40  # a voice
+_NUM_MORE_QUESTIONS = 800  # a voice, in the plan's last shards
 _NUM_HELD_OUT = 300
-_NUM_LISTENER = 2000
+_NUM_LISTENER = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ def plan(seed: int = 0) -> list[PlannedShard]:
     """All shards of the training voices, in an order in which an unfinished folder already holds every voice.
 
     First some of the assistant's answers, then a shard of every user voice, then the other answers, then the rest of
-    the user voices with the assistant's descriptions between them.
+    the user voices with the assistant's descriptions between them, and at last more questions.
     """
     rng = random.Random(seed)
     users = [list(_chunks(voice, _user_clips(voice, seed))) for voice in USER_VOICES]
@@ -166,6 +167,8 @@ def plan(seed: int = 0) -> list[PlannedShard]:
     ordered = [*answers[:4], *first_round, *answers[4:]]
     for number in range(max(len(described), (len(rest) + 2) // 3)):
         ordered += [*rest[3 * number : 3 * number + 3], *described[number : number + 1]]
+    more = [list(_chunks(voice, _more_questions(voice, seed))) for voice in USER_VOICES]
+    ordered += [chunk for turn in zip_longest(*more) for chunk in turn if chunk]
     return [
         PlannedShard(index=index, voice=voice, seed=seed * 100_003 + index, clips=clips)
         for index, (voice, clips) in enumerate(ordered)
@@ -216,6 +219,11 @@ def _user_clips(voice: Voice, seed: int) -> list[PlannedClip]:
     clips += [_question_clip(query) for query in grammar.all_questions(rng, _NUM_QUESTIONS)]
     clips += [_whole_clip(rng) for _ in range(_NUM_WHOLE)]
     return _shuffled(clips, rng)
+
+
+def _more_questions(voice: Voice, seed: int) -> list[PlannedClip]:
+    rng = random.Random(f"{seed}-{voice.name}-more")
+    return _shuffled([_question_clip(query) for query in grammar.all_questions(rng, _NUM_MORE_QUESTIONS)], rng)
 
 
 def _phrase_clips(rng: random.Random, num_there: int, num_and: int | None = None) -> list[PlannedClip]:

@@ -3,8 +3,8 @@
 First as an autoencoder without a quantizer, then k-means codebooks, then quantised with moving-average codebooks,
 commitment, dropout of acoustic levels and a semantic codebook that is distilled from the recogniser's features.
 
-Stage `voice`: the codes stay, and the decoding half goes on learning, mostly the voice that it has to speak with. It
-needs nothing but the codec, so it may run at any time after it.
+Stage `voice`: the codes stay, and the decoding half goes on learning, mostly the voice that it has to speak with, and
+to be understood: what it decodes should be to the recogniser what was encoded. It may run at any time after the codec.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ AUTOENCODER_STEPS, QUANTISED_STEPS, VOICE_STEPS = 1500, 3000, 2400
 BATCH, CROP_FRAMES = 4, 16
 ASSISTANT_SHARE = 0.35  # the voice that the model must speak with
 BYPASS, DROPOUT = 0.1, 0.35
+WORDS_WEIGHT = 2.0
 
 
 def train_codec(stage: Stage, config: CodecConfig, clips: ClipStore, teacher: Callable[[], Recogniser]) -> Mimi:
@@ -57,7 +58,9 @@ def train_codec(stage: Stage, config: CodecConfig, clips: ClipStore, teacher: Ca
     return codec
 
 
-def train_voice(stage: Stage, codec: Mimi, clips: ClipStore, num_codebooks: int) -> Mimi:
+def train_voice(
+    stage: Stage, codec: Mimi, clips: ClipStore, teacher: Callable[[], Recogniser], num_codebooks: int
+) -> Mimi:
     """Train (or resume, or just load) the decoding half of `codec`; its codes do not change."""
     decoding = nn.ModuleDict(
         {
@@ -76,6 +79,11 @@ def train_voice(stage: Stage, codec: Mimi, clips: ClipStore, num_codebooks: int)
     codec.to(stage.device).requires_grad_(False)
     decoding.requires_grad_(True)
     crops = Crops(clips, codec.config, assistant_share=0.9)
+    recogniser = teacher().to(stage.device).requires_grad_(False)
+
+    def unlike(estimate: Tensor, wave: Tensor) -> Tensor:
+        heard, meant = (recogniser.features(x[:, 0]) for x in (estimate, delayed(codec.config, wave)))
+        return 1 - F.cosine_similarity(heard.float(), meant.float(), dim=1).mean()
 
     def one_step(step: int) -> dict[str, float]:
         set_learning_rate(optimiser, cosine(step, VOICE_STEPS, 1e-3, 100))
@@ -86,17 +94,19 @@ def train_voice(stage: Stage, codec: Mimi, clips: ClipStore, num_codebooks: int)
                 codes = codec.encode(wave, num_codebooks)
             estimate = codec.decode(codes)
         loss = reconstruction_loss(codec.config, estimate, wave, random_resolutions(rng))
+        words = unlike(estimate, wave)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + WORDS_WEIGHT * words).backward()
         nn.utils.clip_grad_norm_(decoding.parameters(), 1.0)
         optimiser.step()
-        return {"reconstruction": loss.item()}
+        return {"reconstruction": loss.item(), "words": words.item()}
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
         wave = crops.batch(random.Random(778), 32).to(stage.device)
         estimate = codec.decode(codec.encode(wave, num_codebooks))
-        return {"loss": reconstruction_loss(codec.config, estimate, wave, [512, 2048]).item()}
+        loss = reconstruction_loss(codec.config, estimate, wave, [512, 2048])
+        return {"loss": loss.item(), "words": unlike(estimate, wave).item()}
 
     stage.train(VOICE_STEPS, parts, one_step, evaluate, evaluate_every=500)
     stage.finish(evaluate())
@@ -179,11 +189,16 @@ class _Trainer:
 
 def reconstruction_loss(config: CodecConfig, estimate: Tensor, wave: Tensor, windows: list[int]) -> Tensor:
     """Spectral distance of the decoded waves to the encoded ones [B, 1, T], which they lag by the decoder's delay."""
-    aligned = F.pad(wave, (config.decoder_delay, 0))[..., : wave.shape[-1]]
+    aligned = delayed(config, wave)
     loss = spectral_loss(estimate[:, 0], aligned[:, 0], config.sample_rate, windows)
     # log distances alone leave the energy too low
     energy = (estimate.square().mean(-1) + 1e-5).log() - (aligned.square().mean(-1) + 1e-5).log()
     return loss + 0.05 * energy.abs().mean()
+
+
+def delayed(config: CodecConfig, wave: Tensor) -> Tensor:
+    """The wave [B, 1, T] as late as the decoder gives it."""
+    return F.pad(wave, (config.decoder_delay, 0))[..., : wave.shape[-1]]
 
 
 def _rate(step: int) -> float:

@@ -1,16 +1,20 @@
-"""Stage `codes`: every clip through the codec's encoder, once; training then reads codes only.
+"""Stage `codes`: every clip through the codec's encoder; training then reads codes only.
 
-User clips are augmented (noise, gain, room) before they are encoded, the assistant's are not. Every clip is encoded
-after a little silence and with a tail of it, as it will stand in a conversation.
+The assistant's clips are encoded once, as they are. A user's clip is encoded in several takes: at another speed, at
+another place in the codec's frames, and as another microphone in another room gives it. A model that met one take only
+would learn its codes by heart, not to hear. Every take is encoded after a little silence and with a tail of it, as it
+will stand in a conversation.
 """
 
 from __future__ import annotations
 
 import random
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soxr
 import torch
 from rich.progress import track
 
@@ -18,35 +22,52 @@ from moshivis.codec import Mimi
 from moshivis.files import atomic_write
 from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
+from moshivis.mini.voices import SAMPLE_RATE
 
+FRAME = 1920  # samples
 LEAD_FRAMES, TAIL_FRAMES = 3, 3  # silence before (dropped) and after (kept) each clip
+TAKES, SPEEDS = 3, (0.9, 1.1)  # of a user's clip
 SILENCE_FRAMES, NUM_BACKGROUNDS = 256, 24
 BATCH = 16
 
 
+@dataclass(frozen=True)
+class Take:
+    """A clip as it was heard once."""
+
+    codes: np.ndarray  # [K, frames] uint8, the tail included
+    start: float  # seconds into the codes at which the clip begins
+    speed: float  # by which it was spoken faster than the clip
+
+    def when(self, seconds: float) -> float:
+        """Where in the codes, in seconds, a time of the clip lies."""
+        return self.start + seconds / self.speed
+
+
 class ClipCodes:
-    """Codes [K, frames] uint8 of every clip of a store, and of silence as each side hears it."""
+    """The takes of every clip of a store, and the codes of silence as each side hears it."""
 
     def __init__(self, folder: Path, clips: ClipStore):
         self.clips = clips
-        shards = {clip.shard for clip in clips.clips}
-        arrays = {shard: np.load(_path(folder, shard)) for shard in sorted(shards)}
-        position = dict.fromkeys(shards, 0)
-        self._codes: list[np.ndarray] = []
-        for clip in clips.clips:
-            start, count = position[clip.shard], num_frames(clip.samples)
-            self._codes.append(arrays[clip.shard][:, start : start + count])
-            position[clip.shard] = start + count
+        self._takes: list[list[Take]] = [[] for _ in clips.clips]
+        for shard in sorted({clip.shard for clip in clips.clips}):
+            saved = np.load(_path(folder, shard))
+            ends = np.cumsum(saved["frames"])
+            codes = np.split(saved["codes"], ends[:-1], axis=1)
+            first = next(i for i, clip in enumerate(clips.clips) if clip.shard == shard)
+            rows = zip(saved["clip"], codes, saved["start"], saved["speed"], strict=True)
+            for clip, part, start, speed in rows:
+                self._takes[first + int(clip)].append(Take(part, float(start), float(speed)))
         self.silence = np.load(folder / "silence.npy")  # [K, frames], digital silence
         self.backgrounds = np.load(folder / "backgrounds.npy")  # [N, K, frames], what an idle microphone gives
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._codes[index]
+        """Codes [K, frames] of the first take of clip `index`; the assistant's have no other."""
+        return self._takes[index][0].codes
 
-
-def num_frames(samples: int) -> int:
-    """Frames that a clip's codes have, its tail included."""
-    return -(-samples // 1920) + TAIL_FRAMES
+    def take(self, index: int, rng: random.Random) -> Take:
+        """One of the takes of clip `index`."""
+        return rng.choice(self._takes[index])
 
 
 def encode_clips(codec: Mimi, clips: ClipStore, folder: Path, workers: int = 2) -> ClipCodes:
@@ -75,32 +96,54 @@ def _open(codec: Mimi, folder: Path) -> None:
 @torch.no_grad()
 def _encode_shard(shard: int, folder: Path) -> None:
     indices = [i for i, clip in enumerate(_clips.clips) if clip.shard == shard]
-    waves = {i: _padded(i) for i in indices}
+    heard = [_hear(i, take) for i in indices for take in range(TAKES if _clips.clips[i].role == "user" else 1)]
     codes: dict[int, np.ndarray] = {}
-    ordered = sorted(indices, key=lambda i: len(waves[i]))
-    for start in range(0, len(ordered), BATCH):
-        batch = ordered[start : start + BATCH]
-        longest = max(len(waves[i]) for i in batch)
-        stack = np.stack([np.pad(waves[i], (0, longest - len(waves[i]))) for i in batch])
+    ordered = sorted(range(len(heard)), key=lambda n: len(heard[n].wave))
+    for first in range(0, len(ordered), BATCH):
+        batch = ordered[first : first + BATCH]
+        longest = max(len(heard[n].wave) for n in batch)
+        stack = np.stack([np.pad(heard[n].wave, (0, longest - len(heard[n].wave))) for n in batch])
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast; one semantic code in a hundred differs
             encoded = _codec.encode(torch.from_numpy(stack)[:, None]).to(torch.uint8).numpy()
-        for row, i in enumerate(batch):
-            codes[i] = encoded[row, :, LEAD_FRAMES : LEAD_FRAMES + num_frames(_clips.clips[i].samples)]
-    _save(_path(folder, shard), np.concatenate([codes[i] for i in indices], axis=1))
+        for row, n in enumerate(batch):
+            codes[n] = encoded[row, :, LEAD_FRAMES : len(heard[n].wave) // FRAME]
+    with atomic_write(_path(folder, shard)) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            codes=np.concatenate([codes[n] for n in range(len(heard))], axis=1),
+            frames=[codes[n].shape[1] for n in range(len(heard))],
+            clip=[one.index - indices[0] for one in heard],
+            start=[one.start for one in heard],
+            speed=[one.speed for one in heard],
+        )
 
 
-def _padded(index: int) -> np.ndarray:
-    clip = _clips.clips[index]
-    frame = _codec.config.frame_size
-    wave = np.zeros((LEAD_FRAMES + num_frames(clip.samples)) * frame, np.float32)
-    wave[LEAD_FRAMES * frame :][: clip.samples] = _clips.audio(index)
-    return augment(wave, np.random.default_rng(index)) if clip.role == "user" else wave
+@dataclass(frozen=True)
+class _Heard:
+    index: int
+    wave: np.ndarray  # whole frames, lead and tail included
+    start: float
+    speed: float
+
+
+def _hear(index: int, take: int) -> _Heard:
+    """Take `take` of a clip, ready to be encoded."""
+    clip, audio = _clips.clips[index], _clips.audio(index)
+    rng = np.random.default_rng((index, take))
+    offset, speed = 0, 1.0
+    if clip.role == "user":
+        offset, speed = int(rng.integers(FRAME)), float(rng.uniform(*SPEEDS))
+        audio = soxr.resample(audio, SAMPLE_RATE * speed, SAMPLE_RATE)
+    frames = LEAD_FRAMES - (-(offset + len(audio)) // FRAME) + TAIL_FRAMES
+    wave = np.zeros(frames * FRAME, np.float32)
+    wave[LEAD_FRAMES * FRAME + offset :][: len(audio)] = audio
+    return _Heard(index, augment(wave, rng) if clip.role == "user" else wave, offset / SAMPLE_RATE, speed)
 
 
 @torch.no_grad()
 def _encode_silence(codec: Mimi, folder: Path) -> None:
     frames = LEAD_FRAMES + SILENCE_FRAMES
-    zeros = np.zeros(frames * codec.config.frame_size, np.float32)
+    zeros = np.zeros(frames * FRAME, np.float32)
     rng = random.Random(0)
     rooms = [zeros] + [_background(zeros, rng) for _ in range(NUM_BACKGROUNDS)]
     codes = codec.encode(torch.from_numpy(np.stack(rooms))[:, None]).to(torch.uint8).numpy()[..., LEAD_FRAMES:]
@@ -116,7 +159,7 @@ def _background(zeros: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def _path(folder: Path, shard: int) -> Path:
-    return folder / f"codes-{shard:05d}.npy"
+    return folder / f"codes-{shard:05d}.npz"
 
 
 def _save(path: Path, array: np.ndarray) -> None:

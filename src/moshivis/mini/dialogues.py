@@ -1,17 +1,16 @@
-"""Conversations of the miniature world as training samples: composed from spoken clips, or written as plain text.
+"""Conversations of the miniature world as training samples, composed from spoken clips.
 
-A spoken sample has two channels. The user's side is put together at code level from clips of one voice (a told scene,
+A sample has two channels. The user's side is put together at code level from clips of one voice (a told scene,
 then a question, or a question alone); the assistant answers 200 to 600 ms later with the clip of the right answer,
-whose words stand in the text stream at the frames where they are spoken (padding elsewhere, end-of-padding before a
-word). A written ("speechless") sample is the text of both sides in one stream, end-of-padding where the assistant
-begins and padding where it ends: both are tokens that the spoken form has too.
+and falls silent when the user falls in. Its words stand in the text stream at the frames where they are spoken (padding
+elsewhere, end-of-padding before a word).
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,8 @@ from moshivis.mini import grammar
 from moshivis.mini.clips import Clip
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn
-from moshivis.mini.scenes import Scene, said_scene, sample_picture, sample_scene, sample_written_scene
+from moshivis.mini.recipe import CODEC
+from moshivis.mini.scenes import Scene, sample_picture
 from moshivis.mini.writing import Writing
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
@@ -34,9 +34,8 @@ TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.2
 TELLING = ("there", "and", "there_text", "and_text")  # kinds of clips that tell scenes
 WRITING_SHARE = 0.25  # of told scenes
 READ_SHARE = 0.35  # of the questions about a scene with a writing
-# In writing, much of pretraining is a scene followed by all there is to say about its things, in any order: every few
-# tokens a fact of the right one of several things is due, four times as often as in questions and answers.
-RECITAL_SHARE = 0.45
+INTERRUPTED_SHARE = 0.1  # of the assistant's turns
+MISHEARD_SHARE = 0.2  # at most, of the user's codes
 TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
@@ -98,7 +97,9 @@ class Spoken:
                     self.whole[clip.voice].append(i)
                 else:
                     self.questions[clip.voice, clip.query.family].append(i)
-        self.voices = sorted({voice for voice, _ in self.questions})
+        # flite's voices are harder to understand than espeak's: each counts twice
+        voices = sorted({voice for voice, _ in self.questions})
+        self.voices = voices + [voice for voice in voices if voice.startswith("flite")]
 
     def without_picture(self, rng: random.Random) -> Sample:
         """Pretraining: scenes that the user tells and asks about, scenes that nobody told, knowledge, small talk."""
@@ -150,7 +151,8 @@ class Spoken:
             if found is None:
                 continue
             clips, reply = found
-            line.user(clips, line.end + rng.randint(2, 14))
+            falls_in = line.interrupt() if rng.random() < INTERRUPTED_SHARE else None
+            line.user(clips, falls_in or line.end + rng.randint(2, 14))
             line.assistant(reply, line.user_end + rng.randint(1, 4))
             if rng.random() < 0.1:
                 line.end += rng.randint(10, 40)
@@ -174,7 +176,7 @@ class Spoken:
     def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> _Turn | None:
         """A question clip of the family that the scene answers, and the clips of the answer."""
         candidates = self.questions[voice, family]
-        for _ in range(60):
+        for _ in range(60 if candidates else 0):
             clip = rng.choice(candidates)
             turn = grammar.answer(self.queries[clip], scene)
             # most spoken questions ask for something that a given scene does not have: keep few of these
@@ -218,18 +220,21 @@ class _Timeline:
         self.frames, levels = spoken.frames, spoken.levels
         silence, rooms = spoken.codes.silence[:levels], spoken.codes.backgrounds[:, :levels]
         room = rooms[0] if rng.random() < 0.4 else rooms[rng.randrange(len(rooms))]
-        self.own = _tile(silence, self.frames, 8)
+        self.silence = _tile(silence, self.frames, 8)
+        self.own = self.silence.copy()
         self.users = _tile(room, self.frames, rng.randrange(64))
         self.text = np.full(self.frames, PADDING)
         self.heard = np.full(self.frames, PADDING)
         self.graded = np.ones(self.frames, bool)  # the text is a target
         self.audible = np.array([rng.random() < SILENCE_SHARE for _ in range(self.frames)])
+        self.mishearing = rng.uniform(0.0, MISHEARD_SHARE)
+        self.begin = 0  # first frame of the assistant's last turn
         self.end = 0  # first frame after everything said so far
         self.user_end = 0
         self.cursor = 0  # first frame of the text stream that is still free
 
     def assistant(self, reply: _Reply, at: int) -> None:
-        begin, words = at, iter(reply.text.split())
+        self.begin, words = at, iter(reply.text.split())
         teaches_to_speak = self.rng.random() < self.speaking_turns
         for index in reply.clips:
             frames = self.spoken.codes[index].shape[1]
@@ -241,20 +246,41 @@ class _Timeline:
             at += frames - TAIL_FRAMES
         self.end = at + TEXT_LEAD
         if teaches_to_speak:
-            self.graded[max(0, begin - 1) : max(at, self.cursor)] = False
+            self.graded[max(0, self.begin - 1) : max(at, self.cursor)] = False
+
+    def interrupt(self) -> int | None:
+        """Cut the assistant's last turn short; returns the frame where the user falls in, None if it is too short."""
+        end = min(self.end, self.frames)
+        if end - self.begin < 24:
+            return None
+        falls_in = self.rng.randint(self.begin + 8, end - 10)
+        stop = falls_in + self.rng.randint(3, 6)
+        if self.text[stop - 1] == END_OF_PADDING:
+            self.text[stop - 1] = PADDING
+        self.text[stop:] = PADDING
+        self.own[:, stop + TEXT_LEAD :] = self.silence[:, stop + TEXT_LEAD :]
+        self.cursor = stop
+        return falls_in
 
     def user(self, clips: list[int], at: int) -> None:
         for index in clips:
             clip = self.spoken.codes.clips.clips[index]
-            codes = self.spoken.codes[index][: self.spoken.levels]
+            take = self.spoken.codes.take(index, self.rng)
+            codes = self._misheard(take.codes[: self.spoken.levels])
             self._put(self.users, codes, at)
             for word in clip.words:
                 pieces = self.spoken.tokenizer.encode(grammar.normalise(word.text))
-                frame = at + int(word.end / FRAME_SECONDS) + HEARD_DELAY
+                frame = at + int(take.when(word.end) / FRAME_SECONDS) + HEARD_DELAY
                 if pieces and frame < self.frames:
                     self.heard[frame] = pieces[0]
             at += codes.shape[1] - TAIL_FRAMES + self.rng.choice((0, 0, 1, 1, 2, 4))
         self.user_end = self.end = at
+
+    def _misheard(self, codes: np.ndarray) -> np.ndarray:
+        """Some codes replaced by any others, so that hearing rests on all levels and frames and not on single codes."""
+        noise = np.random.default_rng(self.rng.getrandbits(32))
+        wrong = noise.random(codes.shape) < self.mishearing
+        return np.where(wrong, noise.integers(0, CODEC.quantizer.bins, codes.shape), codes)
 
     def _write(self, word: str, frame: int) -> None:
         """The pieces of a word, one a frame, from the frame where it is spoken on."""
@@ -283,94 +309,8 @@ def _tile(codes: np.ndarray, frames: int, start: int) -> np.ndarray:
     return codes[:, (start + np.arange(frames)) % codes.shape[1]].astype(np.int64)
 
 
-class Written:
-    """Composes written samples of `length` tokens."""
-
-    def __init__(self, tokenizer: TextTokenizer, length: int, num_codebooks: int, user_weight: float):
-        self.tokenizer, self.length, self.levels, self.user_weight = tokenizer, length, num_codebooks, user_weight
-
-    def without_picture(self, rng: random.Random) -> Sample:
-        if rng.random() < RECITAL_SHARE:
-            return self._recital(rng)
-        return self._conversation(rng, self._turns_without_picture(rng))
-
-    def with_picture(self, scene: Scene, rng: random.Random, families: tuple[str, ...]) -> Sample:
-        return self._conversation(rng, self._turns_with_picture(scene, rng, families))
-
-    def _turns_without_picture(self, rng: random.Random) -> Iterator[tuple[str, Turn]]:
-        told = rng.random() < TOLD_SHARE
-        scene = None if told else sample_picture(rng)
-        while True:
-            if rng.random() < SCENELESS_SHARE:
-                turn = _ask(Scene(()), rng.choice(SCENELESS_FAMILIES), rng)
-                if turn is not None:
-                    yield "", turn
-                continue
-            telling, about = "", scene
-            if told and (scene is None or rng.random() < RETOLD_SHARE):
-                about = said_scene(_scene_to_tell(rng, (1, 2, 2, 2, 3)), rng)
-                telling = ", ".join(grammar.scene_phrases(about, rng)) + ". "
-            assert about is not None
-            turn = _ask(about, choose_family(about, rng, SCENE_FAMILIES), rng)
-            if turn is not None:
-                scene = about
-                yield telling, turn
-
-    def _turns_with_picture(
-        self, scene: Scene, rng: random.Random, families: tuple[str, ...]
-    ) -> Iterator[tuple[str, Turn]]:
-        while True:
-            turn = _ask(scene, choose_family(scene, rng, families), rng)
-            if turn is not None:
-                yield "", turn
-
-    def _recital(self, rng: random.Random) -> Sample:
-        """Scenes that the user tells, each followed by all its facts in any order; cut at the end."""
-        tokens: list[int] = []
-        weights: list[float] = []
-        while len(tokens) < self.length:
-            scene = said_scene(_scene_to_tell(rng, (2, 2, 3, 4)), rng)
-            facts = list(grammar.scene_facts(scene))
-            rng.shuffle(facts)
-            told = self.tokenizer.encode(", ".join(grammar.scene_phrases(scene, rng)) + ".")
-            said = [END_OF_PADDING, *self.tokenizer.encode(grammar.capitalise(", ".join(facts)) + "."), PADDING]
-            tokens += told + said
-            weights += [self.user_weight] * len(told) + [1.0] * len(said)
-        return self._sample(np.array(tokens[: self.length]), np.array(weights[: self.length]))
-
-    def _conversation(self, rng: random.Random, turns: Iterator[tuple[str, Turn]]) -> Sample:
-        tokens = [END_OF_PADDING, *self.tokenizer.encode(rng.choice(grammar.GREETINGS)), PADDING]
-        weights = [1.0] * len(tokens)
-        for told, turn in turns:
-            question = told + turn.question
-            if rng.random() < 0.4:
-                question = grammar.normalise(question)  # as people type: no capitals, no punctuation
-            asked = self.tokenizer.encode(question)
-            answered = [END_OF_PADDING, *self.tokenizer.encode(turn.answer), PADDING]
-            if len(tokens) + len(asked) + len(answered) > self.length:
-                break
-            tokens += asked + answered
-            weights += [self.user_weight] * len(asked) + [1.0] * len(answered)
-        missing = self.length - len(tokens)
-        return self._sample(np.array(tokens + [PADDING] * missing), np.array(weights + [0.0] * missing))
-
-    def _sample(self, text: np.ndarray, weight: np.ndarray) -> Sample:
-        none = np.full((self.levels, self.length), -1)
-        heard, audible = np.full(self.length, IGNORE), np.zeros(self.length, bool)
-        return Sample(text, none, none, heard, weight.astype(np.float32), audible)
-
-
 def choose_family(scene: Scene, rng: random.Random, families: tuple[str, ...]) -> str:
     """One of the families, by lot; where something is written it is asked for more often than elsewhere."""
     if scene.writing and "read" in families and rng.random() < READ_SHARE:
         return "read"
     return rng.choice(families)
-
-
-def _scene_to_tell(rng: random.Random, counts: tuple[int, ...]) -> Scene:
-    return sample_written_scene(rng) if rng.random() < WRITING_SHARE else sample_scene(rng, rng.choice(counts))
-
-
-def _ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
-    turn = grammar.ask(scene, family, rng)
-    return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn

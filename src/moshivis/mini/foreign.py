@@ -1,4 +1,4 @@
-"""Scenes of the miniature world as the model has not been trained on them: by another program, or on a photo.
+"""Scenes of the miniature world painted by another program, or on a photo.
 
 `render_svg` writes a scene as SVG with the plain colours that the web knows by name and lets librsvg's `rsvg-convert`
 paint it. `photograph` takes a picture of a printed picture: perspective, a table around it, uneven light, a lens that
@@ -12,11 +12,14 @@ import math
 import random
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from moshivis.errors import InputError
+from moshivis.mini.lettering import Box
 from moshivis.mini.scenes import PLACES, Scene, SceneObject
 
 SIDE = 300  # of the drawing, in user units
@@ -68,8 +71,25 @@ def _element(thing: SceneObject) -> str:
     return f'<g transform="translate({x:g} {y:g})" fill="{_colour(thing.colour)}">{drawn}</g>'
 
 
-def photograph(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """A hand-held photo of the printed picture, 320 x 320 pixels, RGB."""
+@dataclass(frozen=True)
+class Photo:
+    """A photo of a printed picture, RGB, and where in it the picture lies."""
+
+    picture: Image.Image
+    _perspective: list[float]  # from shares of the print to shares of the photo
+
+    def box(self, box: Box) -> Box:
+        """The upright box around what `box` (left, top, right, bottom as shares) of the print has become."""
+        a, b, c, d, e, f, g, h = self._perspective
+        left, top, right, bottom = box
+        corners = [(x, y) for x in (left, right) for y in (top, bottom)]
+        points = [((a * x + b * y + c) / (k := g * x + h * y + 1), (d * x + e * y + f) / k) for x, y in corners]
+        xs, ys = zip(*points, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+def photograph(picture: Image.Image, rng: random.Random) -> Photo:
+    """A hand-held photo of the printed picture, 320 x 320 pixels."""
     side, border = 320, 0.09
     noise = np.random.default_rng(rng.getrandbits(32))
     table = Image.new("RGB", (side, side), tuple(rng.randint(90, 200) for _ in range(3)))
@@ -94,11 +114,12 @@ def photograph(picture: Image.Image, rng: random.Random) -> Image.Image:
     pixels += noise.normal(0, rng.uniform(3, 9), pixels.shape)
     buffer = io.BytesIO()
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=rng.randint(45, 85))
-    return Image.open(buffer).convert("RGB")
+    unit = [(x / side, y / side) for x, y in sheet], [(x / side, y / side) for x, y in seen]
+    return Photo(Image.open(buffer).convert("RGB"), _perspective(*unit))
 
 
-def _perspective(seen: list[tuple[float, float]], sheet: list[tuple[int, int]]) -> list[float]:
-    """Coefficients a to h with which Pillow finds the point of the sheet (u, v) for a point of the photo (x, y):
+def _perspective(seen: Sequence[tuple[float, float]], sheet: Sequence[tuple[float, float]]) -> list[float]:
+    """Coefficients a to h of the mapping that takes each point (x, y) of `seen` to one (u, v) of `sheet`:
     u = (ax + by + c) / (gx + hy + 1), v = (dx + ey + f) / (gx + hy + 1)."""
     rows, values = [], []
     for (x, y), (u, v) in zip(seen, sheet, strict=True):

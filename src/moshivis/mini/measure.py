@@ -5,8 +5,8 @@
 Each scene is asked one question, in writing, by a voice that training has heard, and by one that it has not. Answers
 are judged by the facts they state in the text stream; the speech that comes with them is transcribed by a recogniser
 that was trained on recordings of the assistant's original voice, and compared with the text stream. Descriptions are
-judged by CIDEr-D against five of the grammar's own, and related to what a sixth of these scores. The same scenes are
-shown once more as librsvg paints them, and as photos of a print.
+judged by CIDEr-D against five of the grammar's own, and related to what a sixth of these scores. Some descriptions are
+interrupted by another question. The same scenes are shown once more as librsvg paints them, and as photos of a print.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ ROWS = 50  # conversations at once
 FRAME_MS = 80
 PROMPT_MS = (200, 800)  # a reaction between these is neither an interruption nor a pause
 REFERENCES = 5  # descriptions that a description is compared with
+FALLS_IN_S = 1.8  # after a question: by then a description is under way
+STOP_FRAMES = 10  # within so many frames an interrupted assistant is silent
 SAMPLING = Sampling(text_temperature=0.0, audio_temperature=0.6, audio_top_k=50)
 
 
@@ -102,9 +104,10 @@ def measure(
         result[name]["describe"] = _descriptions(described, told, seed)
         read = asker.spoken(written_on, pictures(written_on), _speak(written_on, speakers, rng))
         result[name]["read"] = _accuracy(written_on, read)["accuracy"]
+        result[name]["interrupted"] = asker.interrupted(described, cases, pictures(cases), speakers, rng)
     visual = [case for case in cases if case.turn.family not in SCENELESS_FAMILIES]
     by_hand = {"as_drawn": lambda case: drawn[id(case)], "svg": lambda case: render_svg(case.scene)}
-    by_hand["photo"] = lambda case: photograph(drawn[id(case)], rng)
+    by_hand["photo"] = lambda case: photograph(drawn[id(case)], rng).picture
     result["pictures"] = {
         name: _accuracy(visual, asker.written(visual, [show(case) for case in visual]))
         for name, show in by_hand.items()
@@ -125,6 +128,33 @@ class _Asker:
 
     def spoken(self, cases: list[Case], pictures: list[Image.Image], waves: list[np.ndarray]) -> list[Answer]:
         return self._ask(ask_spoken, pictures, waves)
+
+    def interrupted(
+        self,
+        describing: list[Case],
+        cases: list[Case],
+        pictures: list[Image.Image],
+        speakers: Sequence[voices.Voice],
+        rng: random.Random,
+    ) -> dict:
+        """As many `cases` as there are `describing`, asked while the assistant describes the picture.
+
+        Of those that it was interrupted in: the share that it fell silent in, and that it then answered rightly.
+        """
+        cases, pictures = cases[: len(describing)], pictures[: len(describing)]
+        rate = self.model.config.codec.sample_rate
+        pause = np.zeros(int(FALLS_IN_S * rate), np.float32)
+        first, second = _speak(describing, speakers, rng), _speak(cases, speakers, rng)
+        waves = [np.concatenate([a, pause, b]) for a, b in zip(first, second, strict=True)]
+        silent, right = [], []
+        for case, question, answer in zip(cases, second, self.spoken(cases, pictures, waves), strict=True):
+            begin = -(len(question) // self.model.config.codec.frame_size)  # frames before the question's end
+            if any(begin - STOP_FRAMES <= frame < begin for frame, _ in answer.tokens):
+                silent.append(not any(begin + STOP_FRAMES <= frame < 0 for frame, _ in answer.tokens))
+                late = [token for frame, token in answer.tokens if frame >= 0]
+                right.append(judge(case.turn, self.tokenizer.decode(late)))
+        counted = max(len(silent), 1)
+        return {"cases": len(silent), "fell_silent": sum(silent) / counted, "right": sum(right) / counted}
 
     def _ask(self, ask: Callable[..., list[Answer]], pictures: list[Image.Image], questions: list) -> list[Answer]:
         answers: list[Answer] = []
@@ -216,6 +246,9 @@ def report(result: dict, console: Console | None = None) -> None:
     for key in ("speech_word_error", "reaction_ms_median", "prompt_reactions", "silent_or_runaway"):
         values = [result[name].get(key) for name in names]
         table.add_row(key, *("" if value is None else f"{value:.3g}" for value in values))
+    for key in ("fell_silent", "right"):
+        values = [result[name].get("interrupted", {}).get(key) for name in names]
+        table.add_row(f"interrupted: {key}", *("" if value is None else f"{value:.0%}" for value in values))
     for name, measured in result["pictures"].items():
         table.add_row(f"questions about a picture, {name}", f"{measured['accuracy']:.1%}")
     (console or Console()).print(table)

@@ -12,7 +12,8 @@ import numpy as np
 from rich.progress import track
 
 from moshivis.files import atomic_write
-from moshivis.mini.drawing import draw_with_boxes
+from moshivis.mini.drawing import Drawing, draw_with_boxes
+from moshivis.mini.foreign import photograph
 from moshivis.mini.lettering import Box
 from moshivis.mini.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject, sample_picture
 from moshivis.mini.stage import Stage
@@ -23,6 +24,7 @@ OBJECT_ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place":
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
 ATTRIBUTES = {**OBJECT_ATTRIBUTES, "letter": LETTERS, "text": TEXTS}
 CHUNK = 500
+PHOTO_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,17 @@ def draw_pictures(stage: Stage, count: int, image_size: int, patch_size: int, wo
         jobs = [pool.submit(_draw_chunk, stage.folder, i, image_size, patch_size) for i in missing]
         for job in track(jobs, "drawing scenes", total=len(jobs)):
             job.result()
-    parts = [np.load(_path(stage.folder, i)) for i in chunks]
-    scenes = [_scene(fields) for part in parts for fields in json.loads(str(part["scenes"]))]
     if not stage.done:
-        stage.finish({"pictures": len(scenes)})
-    return Pictures(
-        scenes[:count],
-        np.concatenate([part["pixels"] for part in parts])[:count],
-        np.concatenate([part["labels"] for part in parts])[:count],
-    )
+        stage.finish({"pictures": len(chunks) * CHUNK})
+    return open_pictures(stage.folder)
+
+
+def open_pictures(folder: Path) -> Pictures:
+    """The pictures of a finished stage."""
+    parts = [np.load(path) for path in sorted(folder.glob("scenes-*.npz"))]
+    scenes = [_scene(fields) for part in parts for fields in json.loads(str(part["scenes"]))]
+    pixels, labels = (np.concatenate([part[name] for part in parts]) for name in ("pixels", "labels"))
+    return Pictures(scenes, pixels, labels)
 
 
 def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int) -> None:
@@ -69,6 +73,8 @@ def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int) -> N
 def draw(scene: Scene, rng: random.Random, image_size: int, patch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """A scene's pixels [3, S, S] and patch labels [6, P, P]."""
     drawing = draw_with_boxes(scene, rng)
+    if rng.random() < PHOTO_SHARE:
+        drawing = _photographed(drawing, rng)
     pixels = resize_bicubic(image_to_tensor(drawing.picture), image_size, image_size).numpy()
     patches = image_size // patch_size
     labels = np.zeros((len(ATTRIBUTES), patches, patches), np.uint8)
@@ -83,6 +89,12 @@ def draw(scene: Scene, rng: random.Random, image_size: int, patch_size: int) -> 
         channels["letter"][covered] = 1 + LETTERS.index(letter)
         channels["text"][covered] = 1 + TEXTS.index(scene.writing.text)
     return pixels, labels
+
+
+def _photographed(drawing: Drawing, rng: random.Random) -> Drawing:
+    photo = photograph(drawing.picture, rng)
+    letters = [(letter, photo.box(box)) for letter, box in drawing.letters]
+    return Drawing(picture=photo.picture, boxes=[photo.box(box) for box in drawing.boxes], letters=letters)
 
 
 def _covered(box: Box, patches: int) -> tuple[np.ndarray, ...]:

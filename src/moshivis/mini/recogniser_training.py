@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+import soxr
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -20,6 +21,7 @@ from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.grammar import normalise, vocabulary
 from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.mini.voices import SAMPLE_RATE
 from moshivis.training.speed import half_precision
 
 BATCH = 12
@@ -57,7 +59,7 @@ def train_recogniser(
         rows = sorted(drawn, key=lambda place: place[0].clips[place[1]].samples)
         start = rng.randrange(3 * BATCH)
         rows = rows[start : start + BATCH]
-        waves = [_noisy(store.audio(i), rng) for store, i in rows]
+        waves = [_varied(store.audio(i), rng) for store, i in rows]
         targets = [[index[w] for w in normalise(store.clips[i].text).split()] for store, i in rows]
         length = max(map(len, waves))
         length += -length % (4 * HOP)
@@ -96,5 +98,7 @@ def train_recogniser(
     return model
 
 
-def _noisy(audio: np.ndarray, rng: random.Random) -> np.ndarray:
+def _varied(audio: np.ndarray, rng: random.Random) -> np.ndarray:
+    """A little faster or slower, and half of the time in another room."""
+    audio = soxr.resample(audio, SAMPLE_RATE * rng.uniform(0.93, 1.07), SAMPLE_RATE, "MQ")
     return augment(audio, np.random.default_rng(rng.getrandbits(32))) if rng.random() < 0.5 else audio

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moshivis.config import VisionConfig
-from moshivis.files import atomic_write
 from moshivis.mini.pictures import ATTRIBUTES, Pictures
 from moshivis.mini.stage import Stage, cosine, set_learning_rate
 from moshivis.training.speed import half_precision
 from moshivis.vision import VisionEncoder
 
-STEPS, BATCH, HELD_OUT = 2200, 20, 500
+STEPS, BATCH, HELD_OUT, RATE = 2200, 20, 500, 2e-3
 
 
 def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> VisionEncoder:
@@ -30,10 +27,8 @@ def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> Visi
     encoder.to(stage.device)
     heads = nn.ModuleDict({name: nn.Linear(config.hidden_size, 1 + len(v)) for name, v in ATTRIBUTES.items()})
     heads.to(stage.device)
-    optimiser = torch.optim.AdamW(
-        [*encoder.parameters(), *heads.parameters()], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.02
-    )
-    parts = {"encoder": encoder, "heads": heads, "optimiser": optimiser}
+    muon, adamw = _optimisers(encoder, heads)
+    parts = {"encoder": encoder, "heads": heads, "muon": muon, "adamw": adamw}
     if stage.done:
         stage.restore(parts)
         return encoder.cpu().eval()
@@ -41,7 +36,8 @@ def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> Visi
 
     def one_step(step: int) -> dict[str, float]:
         encoder.train()
-        set_learning_rate(optimiser, cosine(step, STEPS, 1.2e-3, 100))
+        for optimiser in (muon, adamw):
+            set_learning_rate(optimiser, cosine(step, STEPS, RATE, 100))
         rng = random.Random(step)
         rows = rng.sample(range(training), BATCH)
         labels = torch.from_numpy(pictures.labels[rows]).long().flatten(2).to(stage.device)
@@ -51,10 +47,12 @@ def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> Visi
         # background is most of a picture: it weighs little
         losses = {name: _loss(logits[name].float(), labels[:, i]) for i, name in enumerate(ATTRIBUTES)}
         loss = torch.stack(list(losses.values())).sum()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in (muon, adamw):
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimiser.step()
+        for optimiser in (muon, adamw):
+            optimiser.step()
         return {name: value.item() for name, value in losses.items()}
 
     @torch.no_grad()
@@ -75,6 +73,18 @@ def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> Visi
     save_file(encoder.state_dict(), stage.folder / "vision.safetensors")
     stage.finish(measured)
     return encoder
+
+
+def _optimisers(encoder: VisionEncoder, heads: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices of the encoder's blocks, AdamW for everything else."""
+    named = [*encoder.named_parameters(), *heads.named_parameters()]
+    matrices = [parameter for name, parameter in named if ".layers." in name and parameter.ndim == 2]
+    chosen = {id(matrix) for matrix in matrices}
+    others = [parameter for _, parameter in named if id(parameter) not in chosen]
+    return (
+        torch.optim.Muon(matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.02),
+    )
 
 
 @torch.no_grad()
@@ -106,16 +116,6 @@ def pixels_of(pictures: Pictures, rows: list[int], rng: random.Random | None = N
         gain = 1 + 0.08 * torch.randn(len(rows), 3, 1, 1, generator=generator)
         pixels = pixels * gain + 0.03 * torch.randn(pixels.shape, generator=generator)
     return pixels
-
-
-@torch.no_grad()
-def save_features(path: Path, encoder: VisionEncoder, pictures: Pictures) -> None:
-    """Write the encoder's output for every picture, float16 [N, S, enc], under the name `features`."""
-    indices = list(range(len(pictures.scenes)))
-    parts = [indices[start : start + 100] for start in range(0, len(indices), 100)]
-    features = torch.cat([encoder(pixels_of(pictures, rows)).half() for rows in track(parts, "encoding pictures")])
-    with atomic_write(path) as temporary:
-        save_file({"features": features}, temporary)
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -57,10 +57,13 @@ class Ranks:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """Join the other processes of this run, if torchrun has started any.
+    """Join the other processes of this run, if torchrun has started any; or those that are joined already.
 
     Raises InputError for a device that is not there.
     """
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), _device(device, int(os.environ.get("LOCAL_RANK", 0))))
+        return
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if count == 1:

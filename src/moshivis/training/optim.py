@@ -1,4 +1,4 @@
-"""AdamW, its learning rate over time, and the running average of weights."""
+"""AdamW and Muon, their learning rate over time, and the running average of weights."""
 
 from __future__ import annotations
 
@@ -21,24 +21,20 @@ def rate_at(step: int, steps: int, recipe: OptimiserRecipe) -> float:
 
 
 class Optimiser:
-    """AdamW over named parameters; matrices decay, vectors do not. Its state exists from the start."""
+    """AdamW, or Muon for matrices, over named parameters; matrices decay, vectors do not.
+
+    Its state exists from the start.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: OptimiserRecipe):
         self.parameters, self.recipe = parameters, recipe
-        matrices = [p for p in parameters.values() if p.ndim > 1]
-        vectors = [p for p in parameters.values() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        fused = any(parameter.is_cuda for parameter in parameters.values())
-        beta1, beta2 = recipe.betas
-        self.adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=recipe.rate, betas=(beta1, beta2), fused=fused
-        )
-        for parameter in parameters.values():
-            self.adamw.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device if fused else "cpu"),
-                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-            }
+        by_muon = [p for p in parameters.values() if recipe.matrices == "muon" and p.ndim == 2]
+        rest = [p for p in parameters.values() if recipe.matrices != "muon" or p.ndim != 2]
+        self.parts: list[torch.optim.Optimizer] = []
+        if by_muon:
+            self.parts.append(_muon(by_muon, recipe))
+        if rest:
+            self.parts.append(_adamw(rest, recipe))
 
     def clip(self) -> float:
         """Limit the gradient's norm to `clip`, over all parameters and shards; returns what it was."""
@@ -47,9 +43,10 @@ class Optimiser:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def step(self, rate: float) -> None:
-        for group in self.adamw.param_groups:
-            group["lr"] = rate
-        self.adamw.step()
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
 
     def forget_gradients(self) -> None:
         for parameter in self.parameters.values():
@@ -60,8 +57,34 @@ class Optimiser:
         return {
             f"{name}.{key}": tensor
             for name, parameter in self.parameters.items()
-            for key, tensor in self.adamw.state[parameter].items()
+            for part in self.parts
+            for key, tensor in part.state.get(parameter, {}).items()
         }
+
+
+def _muon(matrices: list[nn.Parameter], recipe: OptimiserRecipe) -> torch.optim.Optimizer:
+    muon = torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+    for matrix in matrices:
+        muon.state[matrix] = {"momentum_buffer": torch.zeros_like(matrix, requires_grad=False)}
+    return muon
+
+
+def _adamw(parameters: list[nn.Parameter], recipe: OptimiserRecipe) -> torch.optim.Optimizer:
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    fused = any(parameter.is_cuda for parameter in parameters)
+    beta1, beta2 = recipe.betas
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=recipe.rate, betas=(beta1, beta2), fused=fused
+    )
+    for parameter in parameters:
+        adamw.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device if fused else "cpu"),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        }
+    return adamw
 
 
 class Ema:

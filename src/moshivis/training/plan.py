@@ -59,8 +59,10 @@ def plan(recipe: Recipe, ranks: int = 1) -> Plan:
     rows = recipe.rows(ranks)
     tokens = ranks * (rows[0] * recipe.data.max_frames + rows[1] * recipe.data.max_tokens)
     shared = ranks if recipe.parallel == "fsdp" else 1
-    states = 4 if recipe.optimiser.ema else 3  # gradient, two moments, average; float32 each
     learnt = _count(trained)
+    states = (4 if recipe.optimiser.ema else 3) * learnt  # gradient, two moments, average; float32 each
+    if recipe.optimiser.matrices == "muon":
+        states -= _count(parameter for parameter in trained if parameter.ndim == 2)  # one moment
     return Plan(
         trained=learnt,
         frozen=_count(frozen),
@@ -69,7 +71,7 @@ def plan(recipe: Recipe, ranks: int = 1) -> Plan:
         tokens=tokens,
         flops=tokens * flops_per_token(config, recipe),
         weights=_weights(model, recipe, shared),
-        optimiser=4 * states * learnt // shared,
+        optimiser=4 * states // shared,
         activations=_activations(model, recipe, rows),
         adapter_file=(4 if recipe.train == "all" and recipe.precision == "fp32" else 2) * learnt,
     )

@@ -43,10 +43,13 @@ ADAPTERS, MODEL = "adapters.safetensors", "model"
 FREE = ("steps", "download", "checkpoint", "validation", "report", "features", "device", "parallel", "on_nan")
 
 
-def train(recipe: Recipe, sets: tuple[Dataset | None, Dataset | None] | None = None, *, quiet: bool = False) -> Path:
+Sets = tuple[Dataset | None, Dataset | None]  # speech, speechless
+
+
+def train(recipe: Recipe, sets: Sets | None = None, held_out: Sets | None = None, *, quiet: bool = False) -> Path:
     """Run a recipe, or go on with it; returns the file or folder with what was trained.
 
-    `sets`, speech and speechless, take the place of those that the recipe names; `quiet` prints nothing. Under
+    `sets` and, for validation, `held_out` take the place of those that the recipe names; `quiet` prints nothing. Under
     `torchrun` all processes call this.
     Raises InputError, CheckpointError and MoshivisError for all that the user can mend.
     """
@@ -61,12 +64,12 @@ def train(recipe: Recipe, sets: tuple[Dataset | None, Dataset | None] | None = N
         if newest is not None:
             check_same_run(recipe_of(newest), recipe)
         chosen = sets or training_sets(recipe.data, recipe.seed)
-        held_out = held_out_sets(recipe.validation.datasets, recipe.data)
+        unseen = held_out or held_out_sets(recipe.validation.datasets, recipe.data)
         ready = prepare(recipe, ranks)
         if sets is None:
             used = (*recipe.data.datasets, *recipe.data.general, *recipe.validation.datasets)
             check_made_for(ready.model, ready.tokenizer, used)
-        trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *held_out)), ranks, checkpoints)
+        trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *unseen)), ranks, checkpoints)
         trainer.resume()
         if ranks.leads:
             _write_recipe(out / "recipe.yaml", recipe)
@@ -84,7 +87,7 @@ def train(recipe: Recipe, sets: tuple[Dataset | None, Dataset | None] | None = N
                 report.say(f"going on after step {trainer.progress.step}")
             validation = None
             if recipe.validation.every:
-                validation = Validation(recipe, trainer, held_out, ranks, report)
+                validation = Validation(recipe, trainer, unseen, ranks, report)
             _run(recipe, trainer, chosen, ranks, report, validation)
         finally:
             report.close()
@@ -94,7 +97,7 @@ def train(recipe: Recipe, sets: tuple[Dataset | None, Dataset | None] | None = N
 def _run(
     recipe: Recipe,
     trainer: Trainer,
-    sets: tuple[Dataset | None, Dataset | None],
+    sets: Sets,
     ranks: Ranks,
     report: Report,
     validation: Validation | None,
@@ -200,4 +203,5 @@ def _export_model(ready: Ready, trained: dict[str, Tensor], folder: Path) -> Non
     tokenizer = None if ready.tokenizer is None else ready.tokenizer.model
     if folder.exists():
         shutil.rmtree(folder)
-    save_folder(folder, model.cpu(), tokenizer, f"# {ready.model.config.name}\n\nTrained by `moshivis train`.\n")
+    card = f"# {ready.model.config.name}\n\nTrained by `moshivis train`.\n"
+    save_folder(folder, model.cpu(), tokenizer, card, sampling=ready.sampling)

@@ -1,0 +1,117 @@
+"""Conversations of the miniature world as training samples, written as plain text ("speechless").
+
+A sample is the text of both sides in one stream, end-of-padding where the assistant begins and padding where it ends:
+both are tokens that the spoken form has too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+
+from moshivis.mini import grammar
+from moshivis.mini.dialogues import (
+    IGNORE,
+    RETOLD_SHARE,
+    SCENE_FAMILIES,
+    SCENELESS_SHARE,
+    TOLD_SHARE,
+    WRITING_SHARE,
+    Sample,
+    choose_family,
+)
+from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
+from moshivis.mini.scenes import Scene, said_scene, sample_picture, sample_scene, sample_written_scene
+from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
+
+# In writing, much of pretraining is a scene followed by all there is to say about its things, in any order: every few
+# tokens a fact of the right one of several things is due, four times as often as in questions and answers.
+RECITAL_SHARE = 0.45
+
+
+class Written:
+    """Composes written samples of `length` tokens."""
+
+    def __init__(self, tokenizer: TextTokenizer, length: int, num_codebooks: int, user_weight: float):
+        self.tokenizer, self.length, self.levels, self.user_weight = tokenizer, length, num_codebooks, user_weight
+
+    def without_picture(self, rng: random.Random) -> Sample:
+        if rng.random() < RECITAL_SHARE:
+            return self._recital(rng)
+        return self._conversation(rng, self._turns_without_picture(rng))
+
+    def with_picture(self, scene: Scene, rng: random.Random, families: tuple[str, ...]) -> Sample:
+        return self._conversation(rng, self._turns_with_picture(scene, rng, families))
+
+    def _turns_without_picture(self, rng: random.Random) -> Iterator[tuple[str, Turn]]:
+        told = rng.random() < TOLD_SHARE
+        scene = None if told else sample_picture(rng)
+        while True:
+            if rng.random() < SCENELESS_SHARE:
+                turn = _ask(Scene(()), rng.choice(SCENELESS_FAMILIES), rng)
+                if turn is not None:
+                    yield "", turn
+                continue
+            telling, about = "", scene
+            if told and (scene is None or rng.random() < RETOLD_SHARE):
+                about = said_scene(_scene_to_tell(rng, (1, 2, 2, 2, 3)), rng)
+                telling = ", ".join(grammar.scene_phrases(about, rng)) + ". "
+            assert about is not None
+            turn = _ask(about, choose_family(about, rng, SCENE_FAMILIES), rng)
+            if turn is not None:
+                scene = about
+                yield telling, turn
+
+    def _turns_with_picture(
+        self, scene: Scene, rng: random.Random, families: tuple[str, ...]
+    ) -> Iterator[tuple[str, Turn]]:
+        while True:
+            turn = _ask(scene, choose_family(scene, rng, families), rng)
+            if turn is not None:
+                yield "", turn
+
+    def _recital(self, rng: random.Random) -> Sample:
+        """Scenes that the user tells, each followed by all its facts in any order; cut at the end."""
+        tokens: list[int] = []
+        weights: list[float] = []
+        while len(tokens) < self.length:
+            scene = said_scene(_scene_to_tell(rng, (2, 2, 3, 4)), rng)
+            facts = list(grammar.scene_facts(scene))
+            rng.shuffle(facts)
+            told = self.tokenizer.encode(", ".join(grammar.scene_phrases(scene, rng)) + ".")
+            said = [END_OF_PADDING, *self.tokenizer.encode(grammar.capitalise(", ".join(facts)) + "."), PADDING]
+            tokens += told + said
+            weights += [self.user_weight] * len(told) + [1.0] * len(said)
+        return self._sample(np.array(tokens[: self.length]), np.array(weights[: self.length]))
+
+    def _conversation(self, rng: random.Random, turns: Iterator[tuple[str, Turn]]) -> Sample:
+        tokens = [END_OF_PADDING, *self.tokenizer.encode(rng.choice(grammar.GREETINGS)), PADDING]
+        weights = [1.0] * len(tokens)
+        for told, turn in turns:
+            question = told + turn.question
+            if rng.random() < 0.4:
+                question = grammar.normalise(question)  # as people type: no capitals, no punctuation
+            asked = self.tokenizer.encode(question)
+            answered = [END_OF_PADDING, *self.tokenizer.encode(turn.answer), PADDING]
+            if len(tokens) + len(asked) + len(answered) > self.length:
+                break
+            tokens += asked + answered
+            weights += [self.user_weight] * len(asked) + [1.0] * len(answered)
+        missing = self.length - len(tokens)
+        return self._sample(np.array(tokens + [PADDING] * missing), np.array(weights + [0.0] * missing))
+
+    def _sample(self, text: np.ndarray, weight: np.ndarray) -> Sample:
+        none = np.full((self.levels, self.length), -1)
+        heard, audible = np.full(self.length, IGNORE), np.zeros(self.length, bool)
+        return Sample(text, none, none, heard, weight.astype(np.float32), audible)
+
+
+def _scene_to_tell(rng: random.Random, counts: tuple[int, ...]) -> Scene:
+    return sample_written_scene(rng) if rng.random() < WRITING_SHARE else sample_scene(rng, rng.choice(counts))
+
+
+def _ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
+    turn = grammar.ask(scene, family, rng)
+    return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn
