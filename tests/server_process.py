@@ -45,7 +45,7 @@ class Process:
         """Of the one line that it prints when it is ready."""
         wait_for(lambda: bool(self.out) or self.process.poll() is not None, "the address")
         assert len(self.out) == 1, self.log
-        found = re.fullmatch(r"moshivis serves mini at (https?://\S+/\S*)", self.out[0])
+        found = re.fullmatch(r"moshivis serves \S+ at (https?://\S+/\S*)", self.out[0])
         assert found, self.out
         return found[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from moshivis.checkpoints.adapters import load_adapters, read_adapters, replace_adapters, save_adapters
 from moshivis.checkpoints.fingerprint import base_fingerprint
+from moshivis.checkpoints.folder import SAMPLING
 from moshivis.checkpoints.load import load_model, load_released
 from moshivis.checkpoints.released_config import ENCODERS, config_from_released
 from moshivis.checkpoints.save_released import config_to_released, save_released
@@ -20,6 +22,7 @@ from moshivis.cli import main
 from moshivis.config import AdapterConfig, ModelConfig
 from moshivis.errors import CheckpointError
 from moshivis.inference.conversation import load
+from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 from training_support import picture
@@ -102,14 +105,15 @@ def test_damaged_files(file: Path, tiny_model: MoshiVis, tiny_folder: Path, tmp_
 
 
 def test_the_command_merges_and_the_merged_model_is_the_same(file: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "merged"
-    assert main(["adapters", "merge", str(file), str(out), "--model", str(tiny_folder)]) == 0
-    said = [
-        assistant.conversation(picture("red")).say_text("what colour is the star")
-        for assistant in (load(out), load(tiny_folder, adapters=file))
-    ]
+    base, out = tmp_path / "base", tmp_path / "merged"
+    shutil.copytree(tiny_folder, base)
+    (base / SAMPLING).write_text('{"text_temperature": 0}')
+    assert main(["adapters", "merge", str(file), str(out), "--model", str(base)]) == 0
+    merged, stacked = load(out), load(base, adapters=file)
+    assert merged.sampling == stacked.sampling == Sampling(text_temperature=0)
+    said = [it.conversation(picture("red")).say_text("what colour is the star") for it in (merged, stacked)]
     assert said[0] == said[1]
-    assert main(["adapters", "merge", str(file), str(out), "--model", str(tiny_folder)]) == 2
+    assert main(["adapters", "merge", str(file), str(out), "--model", str(base)]) == 2
 
 
 def test_talk_takes_them(file: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,8 +165,10 @@ def test_merged_to_the_released_layout(
     config = dataclasses.replace(other.config, adapters=adapters, speech_lm=lm, codec=codec, vision=encoder)
     monkeypatch.setitem(ENCODERS, "tiny", encoder)
     model = MoshiVis(config)
-    save_released(tmp_path / "released", model, tiny_tokenizer.model)
-    loaded = load_released(tmp_path / "released", codec=codec).model
+    save_released(tmp_path / "released", model, tiny_tokenizer.model, {"text_top_k": 5})
+    checkpoint = load_released(tmp_path / "released", codec=codec)
+    loaded = checkpoint.model
+    assert checkpoint.sampling == {"text_top_k": 5}
     assert dataclasses.replace(loaded.config, codec=codec) == config
     theirs = model.state_dict()
     assert all(tensor.equal(theirs[name]) for name, tensor in loaded.state_dict().items())

@@ -29,7 +29,8 @@ Write = Callable[..., Manifest]
 
 
 def picture(key: str) -> bytes:
-    return f"the file of {key}".encode()
+    """A PPM of one pixel with a comment."""
+    return f"P6\n# the file of {key}\n1 1\n255\nRGB".encode()
 
 
 def originals() -> list[Sample]:
@@ -39,7 +40,7 @@ def originals() -> list[Sample]:
 
 @pytest.fixture
 def write(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> Write:
-    def write(folder: Path, samples: list[Sample]) -> Manifest:
+    def write(folder: Path, samples: list[Sample], picture: Callable[[str], bytes] = picture) -> Manifest:
         return write_shards(folder, samples, picture, tiny_tokenizer, tiny_model.codec, rows_a_shard=110)
 
     return write
@@ -157,7 +158,7 @@ def test_a_damaged_file_is_skipped_and_counted(folder: Path) -> None:
     other = open_shards(folder, "speech", on_corrupt="skip")
     assert [int(other[position].origin) for position in reversed(range(ROWS))] == found[::-1]
     (folder / "speech-00000.parquet").unlink()
-    with pytest.raises(ShardError, match="all files of .* with speech samples are damaged"):
+    with pytest.raises(ShardError, match="none of the speech samples of .* can be read"):
         open_shards(folder, "speech", on_corrupt="skip")[0]
 
 
@@ -165,8 +166,9 @@ def test_missing_pictures(folder: Path) -> None:
     (folder / "pictures-00000.parquet").unlink()
     with pytest.raises(ShardError, match=r"pictures-00000.parquet is damaged: it is missing"):
         open_shards(folder, "speech")
-    with pytest.raises(ShardError, match="all files"):
-        open_shards(folder, "speech", on_corrupt="skip")[1]
+    dataset = open_shards(folder, "speech", on_corrupt="skip")
+    assert all(dataset[position].image is None for position in range(ROWS))
+    assert dataset.skipped == ROWS / 2
 
 
 def test_a_changed_picture(folder: Path, tmp_path: Path) -> None:
@@ -176,6 +178,30 @@ def test_a_changed_picture(folder: Path, tmp_path: Path) -> None:
     (folder / "pictures-00000.parquet").write_bytes(content[:at] + b"T" + content[at + 1 :])
     with pytest.raises(ShardError, match="damaged: "):
         dataset.picture(picture_key(picture("p1")))
+    skipping = open_shards(folder, "speech", on_corrupt="skip")
+    assert picture_key(picture("p1")) not in {skipping[position].image for position in range(ROWS)}
+    with pytest.raises(KeyError):  # another data set may have it
+        skipping.picture(picture_key(picture("p1")))
+
+
+def test_a_picture_that_cannot_be_decoded_is_skipped(
+    write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its samples are replaced by neighbours, the same ones in any order of reading, and it is named once."""
+    broken = b"P6\n40 40\n255\ncut off"
+    samples = [sample(i, image="broken" if i % 4 == 1 else "whole") for i in range(100)]
+    write(tmp_path / "set", samples, lambda key: broken if key == "broken" else picture(key))
+    stopping = open_shards(tmp_path / "set", "speech", seed=None)
+    assert [int(stopping[position].origin) for position in range(100)] == list(range(100))
+    found = []
+    for positions in (range(100), reversed(range(100))):
+        caplog.clear()
+        dataset = open_shards(tmp_path / "set", "speech", seed=None, on_corrupt="skip")
+        found.append({position: int(dataset[position].origin) for position in positions})
+        (record,) = caplog.records
+        assert f"picture {picture_key(broken)} of {tmp_path / 'set'} cannot be used" in record.getMessage()
+        assert dataset.skipped == 25
+    assert found[0] == found[1] == {i: i + 1 if i % 4 == 1 else i for i in range(100)}
 
 
 def test_without_verification_parquet_itself_complains(folder: Path) -> None:

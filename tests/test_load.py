@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import moshivis
-from moshivis.checkpoints.folder import save_folder
+from moshivis.checkpoints.folder import SAMPLING, save_folder
 from moshivis.errors import CheckpointError, InputError
-from moshivis.inference.conversation import SAMPLING, Assistant, load
+from moshivis.inference.conversation import Assistant, load
 from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer

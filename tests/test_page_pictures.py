@@ -12,6 +12,7 @@ from PIL import Image
 
 from page_support import (
     CHROMIUM,
+    PICTURE,
     until,
 )
 from page_visitor import Visitor
@@ -19,7 +20,7 @@ from serve_support import RunningServer
 
 pytest.importorskip("playwright")
 if TYPE_CHECKING:
-    pass
+    from playwright.sync_api import Page
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
@@ -71,6 +72,72 @@ def test_large_pictures_are_made_smaller_and_others_are_refused(
     page.set_input_files("#file", tmp_path / "broken.png")
     assert "cannot read “broken.png”" in visitor.problem()
     assert page.evaluate("moshivis.picture.current.name") == "large.jpg", "the one before stays"
+
+
+def dispatch(page: Page, event: str, at: str, file: tuple[str, str, bytes] | None = None) -> bool:
+    """Let a paste or a drag happen to an element, with a file (name, type, content) or else with words.
+
+    Returns whether the page has taken it; what it leaves alone the browser does itself, and leaves the page for a file.
+    """
+    taken = page.evaluate(
+        """([event, at, file]) => {
+          const carried = new DataTransfer();
+          if (file) carried.items.add(new File([new Uint8Array(file[2])], file[0], { type: file[1] }));
+          else carried.setData('text/plain', 'words');
+          const options = { bubbles: true, cancelable: true };
+          const made = event === 'paste'
+            ? new ClipboardEvent(event, { ...options, clipboardData: carried })
+            : new DragEvent(event, { ...options, dataTransfer: carried });
+          return !document.querySelector(at).dispatchEvent(made);
+        }""",
+        [event, at, file and [*file[:2], list(file[2])]],
+    )
+    assert isinstance(taken, bool)
+    return taken
+
+
+def test_a_picture_is_pasted(server: RunningServer, visitor: Visitor) -> None:
+    """In a call, while one writes; the words that one pastes are left alone."""
+    page = visitor.open(server.url)
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.focus("#question")
+    shown = page.evaluate("moshivis.picture.current.name")
+    assert not dispatch(page, "paste", "#question")
+    assert not dispatch(page, "paste", "#question", ("notes.txt", "text/plain", b"words"))
+    assert page.evaluate("moshivis.picture.current.name") == shown
+    assert dispatch(page, "paste", "#question", ("image.png", "image/png", PICTURE.read_bytes()))
+    visitor.wait_pictures(2)
+    assert visitor.pictures[-1] == PICTURE.read_bytes()
+    assert page.get_attribute("#shown", "alt") == "image.png" and page.is_visible("#upload")
+    until(page, "document.querySelector('#picture-status').textContent === ''")
+    page.click("#call")
+    assert visitor.complaints == []
+
+
+def test_a_picture_is_dropped(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#tab-draw")
+    file = ("star.png", "image/png", PICTURE.read_bytes())
+
+    def dropping() -> bool:
+        return bool(page.evaluate("document.body.classList.contains('dropping')"))
+
+    assert not dispatch(page, "dragenter", "#question") and not dropping(), "words may be dragged into the field"
+    assert dispatch(page, "dragenter", "body", file) and dropping() and page.is_visible(".drop")
+    assert dispatch(page, "dragenter", "#stage", file) and dispatch(page, "dragleave", "body", file) and dropping()
+    assert dispatch(page, "dragleave", "#stage", file) and not dropping()
+    for _ in range(2):  # a drop counts for as many leavings as there were enterings
+        assert dispatch(page, "dragenter", "body", file) and dispatch(page, "dragenter", "#transcript", file)
+        assert dispatch(page, "dragover", "#transcript", file) and dropping()
+        assert dispatch(page, "drop", "#transcript", file) and not dropping()
+        until(page, "moshivis.picture.current?.name === 'star.png'")
+    assert page.is_visible("#shown") and page.is_visible("#upload") and not page.is_visible("#drawing")
+    assert page.evaluate("moshivis.picture.current.blob.arrayBuffer().then(b => b.byteLength)") == len(file[2])
+    assert dispatch(page, "drop", "body", ("notes.txt", "text/plain", b"words"))
+    assert "“notes.txt” is not a picture" in visitor.problem()
+    assert page.evaluate("moshivis.picture.current.name") == "star.png", "the one before stays"
+    assert visitor.complaints == []
 
 
 def test_the_camera_gives_pictures(server: RunningServer, visitor: Visitor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -16,13 +17,19 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from moshivis.checkpoints.adapters import replace_adapters, save_adapters
+from moshivis.checkpoints.fingerprint import base_fingerprint
 from moshivis.cli import main
+from moshivis.config import AdapterConfig
 from moshivis.inference.conversation import EMBEDDED
+from moshivis.model import MoshiVis
 from moshivis.serve.address import bind
 from moshivis.serve.tls import self_signed
+from page_support import PICTURE
 from serve_support import PATIENCE, wait_for
 from server_process import COMMAND, SOURCE, get, started
 
@@ -106,6 +113,49 @@ def test_a_server_for_others_is_warned_of(capsys: pytest.CaptureFixture[str]) ->
     assert "--token" not in capsys.readouterr().err
 
 
+@pytest.fixture
+def adapters(tiny_model: MoshiVis, tmp_path: Path) -> Path:
+    """A file of adapters for the tiny model: half of every update passes, whatever it is."""
+    model = copy.deepcopy(tiny_model)
+    replace_adapters(model, AdapterConfig(gate_input="constant", gate_scale=(0.25, 0.5)), None, "cpu")
+    assert model.adapters is not None
+    for name, parameter in model.adapters.named_parameters():
+        if name.endswith("alpha"):
+            parameter.data.fill_(4.0)  # sigmoid(4 - 4)
+    file, trained = tmp_path / "adapters.safetensors", dict(model.trainable_parameters())
+    save_adapters(file, model.config, trained, base=base_fingerprint(model), dtype=torch.float32)
+    return file
+
+
+def test_adapters_of_a_file_are_those_that_speak(adapters: Path, tiny_folder: Path) -> None:
+    with started("--no-page", "--model", str(tiny_folder), "--adapters", str(adapters)) as server:
+        address = server.address()
+        info = json.loads(get(address + "api/info"))
+        assert info["name"] == "tiny" and info["gate_scale"] == {"low": 0.25, "width": 0.5}
+        gates: list[float] = []
+        with connect(address.replace("http", "ws") + "api/chat?audio=pcm&page=1", open_timeout=PATIENCE) as call:
+            call.send(b"\x08" + PICTURE.read_bytes())
+            while len(gates) < 5:
+                message = call.recv(PATIENCE)
+                assert isinstance(message, bytes)
+                if message[0] in (0, 1):  # the handshake, and every frame that is answered
+                    call.send(b"\x01" + bytes(2 * 1920))
+                told = json.loads(message[1:]) if message[0] == 4 else {}
+                gates += told.get("values", []) if told.get("type") == "gate" else []
+        assert set(gates[1:]) == {0.5}, gates  # the first frame is not complete
+        assert server.stop()[0] == 0
+
+
+def test_adapters_that_cannot_be_used(adapters: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for file, sentence in (
+        (adapters, "was trained on another base than mini"),
+        (tmp_path / "none.safetensors", "there is no file"),
+    ):
+        assert main(["serve", "--port", "0", "--adapters", str(file)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and sentence in captured.err and captured.err.startswith("moshivis: ")
+
+
 @pytest.mark.parametrize("numbers, expected", [([signal.SIGTERM], 0), ([signal.SIGINT, signal.SIGINT], 130)])
 def test_who_does_not_end_is_not_waited_for(numbers: list[signal.Signals], expected: int) -> None:
     """For ten seconds after one signal, not at all after a second interrupt."""
@@ -125,7 +175,7 @@ def test_who_does_not_end_is_not_waited_for(numbers: list[signal.Signals], expec
 BAD: dict[str, tuple[list[str], str]] = {
     "unknown model": (["--model", "maxi"], "no model 'maxi'"),
     "unknown device": (["--device", "gpu"], "device 'gpu' cannot be used"),
-    "unknown dtype": (["--dtype", "int8"], "no dtype 'int8'"),
+    "unknown dtype": (["--dtype", "int8"], "dtype must be float32, bfloat16 or float16, not 'int8'"),
     "no such certificate": (["--tls", "none.pem", "none.pem"], "none.pem cannot be read"),
     "folder that cannot be": (["--tls-self-signed", "/dev/null/x"], "cannot be written to /dev/null/x"),
     "unknown host": (["--host", "no.such.host.invalid"], "is not known here"),

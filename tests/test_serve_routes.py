@@ -1,22 +1,14 @@
-"""Everything that a server answers beside conversations, over real sockets: state, pictures, questions, queue, page."""
+"""What a server answers beside conversations, over real sockets: state, pictures, queue, page."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import os
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 import moshivis
 from moshivis.inference.conversation import Assistant
@@ -25,14 +17,7 @@ from moshivis.serve.app import create_app
 from moshivis.serve.hall import Hall
 from moshivis.serve.limits import Limits
 from moshivis.serve.metrics import Metrics
-from serve_support import RunningServer, serving, wait_for
-
-EXAMPLE = Path(moshivis.__file__).parent / "assets" / "example.png"
-
-
-def data_uri(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
-
+from serve_support import RunningServer, serving
 
 # state ----------------------------------------------------------------------------------------------------------------
 
@@ -123,86 +108,6 @@ def test_a_scene_is_drawn_by_its_seed(running_server: RunningServer) -> None:
 def test_a_scene_of_no_seed(running_server: RunningServer, seed: str) -> None:
     answer = running_server.get(f"/api/scene?seed={seed}")
     assert answer.status == 400 and "seed must be" in answer.json()["error"]
-
-
-# written questions ----------------------------------------------------------------------------------------------------
-
-
-def ask(server: RunningServer, request: object) -> Any:
-    return server.request("POST", "/api/ask", json.dumps(request).encode(), {"Content-Type": "application/json"})
-
-
-def test_a_written_question_is_answered(running_server: RunningServer, mini: Assistant) -> None:
-    answer = ask(running_server, {"text": "What do you see?", "image": data_uri(EXAMPLE.read_bytes())})
-    assert answer.status == 200
-    said = answer.json()
-    assert said["text"] == "".join(piece["text"] for piece in said["pieces"]).strip()
-    assert all(0 < piece["gate"] < 1 for piece in said["pieces"])
-    assert (
-        said["text"].split() == "".join(p.text for p in mini.conversation(EXAMPLE).say_text("What do you see?")).split()
-    )
-    blind = ask(running_server, {"text": "What is the sky?"})
-    assert blind.status == 200 and all(piece["gate"] == 0 for piece in blind.json()["pieces"])
-
-
-BAD_QUESTIONS: list[tuple[object, str]] = [
-    ([], "there is no question"),
-    ({}, "there is no question"),
-    ({"text": 5}, "there is no question"),
-    ({"text": "  "}, "there is no question"),
-    ({"text": "a" * 1001}, "has 1001 characters"),
-    ({"text": "a", "image": 5}, '"image" must be null or the picture itself'),
-    ({"text": "a", "image": "https://example.org/a.png"}, '"image" must be null or the picture itself'),
-    ({"text": "a", "image": "data:image/png;base64,!!!"}, "not base64"),
-    ({"text": "a", "image": "data:image/png;base64,🦄"}, "not base64"),
-    ({"text": "a", "image": data_uri(b"")}, "is empty"),
-    ({"text": "a", "image": data_uri(b"no picture")}, "is not a picture"),
-    ({"text": "a", "image": data_uri(EXAMPLE.read_bytes()[:900])}, "damaged"),
-]
-
-
-@pytest.mark.parametrize("request_, sentence", BAD_QUESTIONS, ids=lambda value: str(value)[:40])
-def test_a_question_that_cannot_be_answered(running_server: RunningServer, request_: object, sentence: str) -> None:
-    answer = ask(running_server, request_)
-    assert answer.status == 400 and sentence in answer.json()["error"]
-
-
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"text": 1' + b"0" * 6000 + b"}"])
-def test_a_question_that_is_not_json(running_server: RunningServer, body: bytes) -> None:
-    answer = running_server.request("POST", "/api/ask", body)
-    assert answer.status == 400 and answer.json()["error"]
-
-
-def test_half_a_surrogate_pair_is_read_as_something(running_server: RunningServer) -> None:
-    answer = running_server.request("POST", "/api/ask", b'{"text": "\\ud83e what do you see?"}')
-    assert answer.status == 200
-
-
-def test_pictures_beyond_the_limits_are_refused_before_they_are_read(mini: Assistant) -> None:
-    picture = io.BytesIO()
-    Image.new("1", (3000, 3000)).save(picture, format="PNG")
-    with serving(mini, picture_bytes=100_000, picture_pixels=1_000_000) as server:
-        many = ask(server, {"text": "a", "image": data_uri(picture.getvalue())})
-        assert many.status == 400 and "9.0 megapixels, the limit is 1" in many.json()["error"]
-        large = ask(server, {"text": "a", "image": data_uri(bytes(110_000))})
-        assert large.status == 400 and "limit for a picture" in large.json()["error"]
-        huge = ask(server, {"text": "a" * 300_000})
-        assert huge.status == 413 and "too large" in huge.json()["error"]
-
-
-def test_questions_of_many_are_answered_or_refused_but_never_pile_up(running_server: RunningServer) -> None:
-    statuses: list[int] = []
-
-    def work() -> None:
-        statuses.append(ask(running_server, {"text": "Describe the picture.", "image": None}).status)
-
-    threads = [threading.Thread(target=work) for _ in range(24)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(statuses) == {200, 503} and statuses.count(200) >= 9
-    assert ask(running_server, {"text": "And now?"}).status == 200
 
 
 # the queue ------------------------------------------------------------------------------------------------------------
@@ -341,78 +246,3 @@ def test_nothing_outside_of_the_page_is_shown(paged: RunningServer, path: str) -
 def test_a_server_without_a_page_points_elsewhere(running_server: RunningServer) -> None:
     assert running_server.get("/").json()["about"] == "/api/info"
     assert running_server.get("/index.html").status == 404
-
-
-# crowds and laggards --------------------------------------------------------------------------------------------------
-
-
-def test_so_many_at_once_and_no_more(mini: Assistant) -> None:
-    with serving(mini, connections=3) as server:
-        held = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(3)]
-        for each in held:
-            each.sendall(b"POST /api/ask HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")  # and the rest never comes
-        wait_for(lambda: server.get("/health").status == 503, "a crowd")
-        assert "too many connections" in server.get("/api/info").json()["error"]
-        with pytest.raises(InvalidStatus, match="503"):
-            connect(server.ws + "/api/chat", open_timeout=60)
-        for each in held:
-            each.close()
-        wait_for(lambda: server.get("/health").status == 200, "room")
-
-
-def test_connections_that_ask_nothing_are_ended(mini: Assistant) -> None:
-    requests = {
-        "silent": b"",
-        "half a head": b"GET /health HTTP/1.1\r\nHost: a",
-        "half of the second": b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /health HTTP/1.1\r\n",
-    }
-    with serving(mini, first_message_s=1.0) as server:
-        begun = time.monotonic()
-        open_ones = {name: socket.create_connection(("127.0.0.1", server.port), timeout=60) for name in requests}
-        for name, connection in open_ones.items():
-            connection.sendall(requests[name])
-        for name, connection in open_ones.items():
-            received = read_all(connection)
-            assert received.count(b"200 OK") == (name == "half of the second"), name
-        assert time.monotonic() - begun < 30
-        assert server.get("/health").status == 200
-
-
-def read_all(connection: socket.socket) -> bytes:
-    """What comes until the other side ends the connection, properly or not."""
-    received = b""
-    with connection:
-        try:
-            while piece := connection.recv(65536):
-                received += piece
-        except ConnectionResetError:
-            pass
-    return received
-
-
-def test_a_client_that_neither_reads_nor_answers_pings_is_given_up(mini: Assistant) -> None:
-    key = base64.b64encode(os.urandom(16)).decode()
-    head = (
-        "GET /api/chat?audio=pcm HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
-    )
-    with serving(mini, heartbeat_s=1.0) as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as dead:
-            dead.sendall(head.encode())
-            assert b"101" in dead.recv(1024)
-            wait_for(lambda: server.hall.active == 1, "the conversation")
-            server.wait_idle()
-            wait_for(lambda: not server.server.server_state.connections, "the end of the connection")
-
-
-def test_a_message_beyond_the_limit_ends_its_connection_only(mini: Assistant) -> None:
-    with serving(mini, message_bytes=200_000, picture_bytes=100_000) as server:
-        with connect(server.ws + "/api/chat", open_timeout=60) as other:
-            with connect(server.ws + "/api/chat", open_timeout=60) as large:
-                large.send(bytes(200_001))
-                with pytest.raises(ConnectionClosed) as closed:
-                    while True:
-                        large.recv(60)
-                assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
-            other.ping().wait(60)
-        server.wait_idle()

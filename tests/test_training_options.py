@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from moshivis.checkpoints.adapters import read_adapters
+from moshivis.checkpoints.folder import SAMPLING
 from moshivis.checkpoints.load import load_model
+from moshivis.data.shard_format import picture_key
 from moshivis.errors import CheckpointError, InputError, MoshivisError, ShardError
 from moshivis.inference.conversation import load
 from moshivis.model import MoshiVis
@@ -30,6 +33,7 @@ from training_support import (
     mean_difference,
     pack,
     packed,
+    picture,
     recipe,
     recipe_data,
     run_ranks,
@@ -106,18 +110,20 @@ def test_lora_learns_beside_the_adapters_and_is_merged_when_loaded(run: Any, tin
     torch.testing.assert_close(after, before + update)
 
 
-def test_everything_can_be_trained(run: Any, tiny_folder: Path) -> None:
+def test_everything_can_be_trained(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="set loss.codebooks=3"):
         run(train="all")
     before = load_model(tiny_folder).model.state_dict()
-    out = run(train="all", loss__codebooks=3)
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    (base / SAMPLING).write_text('{"text_top_k": 5}')
+    out = run(train="all", loss__codebooks=3, base=str(base))
     after = load_model(out / "model")
-    assert after.tokenizer is not None
+    assert after.tokenizer is not None and after.sampling == {"text_top_k": 5}
     for name, tensor in after.model.state_dict().items():
         frozen = name.startswith(("codec.", "vision.encoder."))
         if frozen or name.endswith(("in_proj.weight", "text_head.weight")):
             assert tensor.equal(before[name]) == frozen, name
-    run(train="all", loss__codebooks=3, steps=4)  # goes on, and replaces its result
+    run(train="all", loss__codebooks=3, base=str(base), steps=4)  # goes on, and replaces its result
 
 
 def test_a_device_that_is_not_there(run: Any) -> None:
@@ -189,6 +195,24 @@ def test_a_damaged_shard_stops_or_is_skipped(
         run("stop", data__datasets=both, steps=6)
     skipping = log_of(run("skip", data__datasets=both, data__on_corrupt="skip", steps=6))
     assert skipping[-1]["skipped_samples"] > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_stops_or_is_skipped(
+    workers: int, run: Any, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    """Many samples show a picture that is cut off: others are learnt from, and held out."""
+    files = {"red": picture("red"), "blue": picture("blue")[:-30]}
+    folder = pack(tmp_path / "damaged", tiny_model, tiny_tokenizer, picture=files.__getitem__)
+    both = [{"path": str(folder), "kind": kind} for kind in ("speech", "speechless")]
+    changes = {"data__datasets": both, "data__workers": workers, "steps": 4}
+    with pytest.raises(InputError, match="of the training data: this picture is damaged"):
+        run("stop", **changes)
+    validation = {"every": 4, "datasets": both, "rows": 4, "samples": 2}
+    out = run("skip", **changes, data__on_corrupt="skip", validation=validation)
+    assert log_of(out)[-1]["skipped_samples"] > 4
+    shown = {json.loads(file.read_text())["picture"] for file in out.glob("samples/*/*.json")}
+    assert picture_key(picture("red")) in shown and len(shown) <= 2
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:

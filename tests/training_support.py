@@ -6,7 +6,7 @@ import io
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context, set_forkserver_preload
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -63,7 +63,13 @@ def speechless_sample(tokenizer: TextTokenizer, number: int) -> Sample:
     return Sample(text=text, speaker=speaker, image=colour, origin=f"speechless {number}")
 
 
-def pack(folder: Path, model: MoshiVis, tokenizer: TextTokenizer, count: int = 12) -> Path:
+def pack(
+    folder: Path,
+    model: MoshiVis,
+    tokenizer: TextTokenizer,
+    count: int = 12,
+    picture: Callable[[str], bytes] = picture,
+) -> Path:
     """A folder of shards with `count` samples of each kind."""
     samples = [make(tokenizer, number) for number in range(count) for make in (speech_sample, speechless_sample)]
     write_shards(folder, samples, picture, tokenizer, model.codec, rows_a_shard=8)

@@ -5,6 +5,7 @@
 | model-00001-of-0000N.safetensors | the state dict of `MoshiVis` |
 | model.safetensors.index.json | which tensor is in which shard |
 | tokenizer.model | SentencePiece, if the model has one |
+| sampling.json | how to sample from the model, if it is not as released: some fields of `inference.sampling.Sampling` |
 | README.md | the model card |
 """
 
@@ -27,7 +28,7 @@ from moshivis.model import MoshiVis
 
 FORMAT, VERSION = "moshivis", 1
 INDEX = "model.safetensors.index.json"
-TOKENIZER = "tokenizer.model"
+TOKENIZER, SAMPLING = "tokenizer.model", "sampling.json"
 SHARD_BYTES = 4 * 2**30
 
 
@@ -37,6 +38,7 @@ def save_folder(
     tokenizer: bytes | None,
     card: str,
     *,
+    sampling: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -62,7 +64,14 @@ def save_folder(
         _write_json(temporary / "config.json", described)
         if tokenizer is not None:
             (temporary / TOKENIZER).write_bytes(tokenizer)
+        if sampling is not None:
+            _write_json(temporary / SAMPLING, sampling)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def read_sampling(folder: Path) -> dict[str, Any] | None:
+    """What a model's folder, ours or a released one, says about sampling. Raises CheckpointError if it is damaged."""
+    return read_json(folder / SAMPLING) if (folder / SAMPLING).is_file() else None
 
 
 def is_our_folder(folder: Path) -> bool:

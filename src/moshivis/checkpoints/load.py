@@ -21,12 +21,13 @@ from moshivis.checkpoints.folder import (
     load_folder,
     read_config,
     read_json,
+    read_sampling,
 )
 from moshivis.checkpoints.released import check_released, from_released, to_released
 from moshivis.checkpoints.released_config import DEFAULTS, RELEASED, config_from_released
 from moshivis.checkpoints.tensors import check_tensors, read_shapes, read_tensors
 from moshivis.config import CodecConfig, ModelConfig
-from moshivis.errors import CheckpointError
+from moshivis.errors import CheckpointError, InputError
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 
@@ -39,10 +40,11 @@ _LARGE = 1_000_000_000  # parameters; larger models keep their stored dtype on a
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model ready to run, and its tokenizer, if the checkpoint has one."""
+    """A model ready to run, and what else its folder holds."""
 
     model: MoshiVis
     tokenizer: TextTokenizer | None
+    sampling: Mapping[str, Any] | None = None  # content of sampling.json, which only `inference` understands
 
 
 def load_model(
@@ -62,7 +64,7 @@ def load_model(
     if is_our_folder(folder):
         model = load_folder(folder, device, _dtype_for(folder, device, dtype))
         tokenizer = folder / TOKENIZER
-        return Checkpoint(model, TextTokenizer.load(tokenizer) if tokenizer.exists() else None)
+        return Checkpoint(model, TextTokenizer.load(tokenizer) if tokenizer.exists() else None, read_sampling(folder))
     if (folder / RELEASED_WEIGHTS).is_file():
         return load_released(folder, device, _dtype_for(folder, device, dtype))
     raise _no_model(folder)
@@ -112,6 +114,16 @@ def _download(repository: str) -> Path:
         raise CheckpointError(f"{repository} cannot be fetched from the Hugging Face Hub: {error}") from error
 
 
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The dtype that a user names for a model; None for None. Raises InputError for what is none."""
+    if name is None:
+        return None
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype must be float32, bfloat16 or float16, not {name!r}")
+    return dtype
+
+
 def _dtype_for(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> torch.dtype | None:
     if dtype is not None or torch.device(device).type != "cpu":
         return dtype
@@ -145,7 +157,7 @@ def load_released(
     ours = from_released(dict(read_tensors([weights], device)), config)
     ours |= {f"codec.{n}": t for n, t in mimi.from_released(dict(read_tensors([codec_file], device))).items()}
     fill_model(model, ours, dtype)
-    return Checkpoint(model.to(device), tokenizer)
+    return Checkpoint(model.to(device), tokenizer, read_sampling(folder))
 
 
 def _released_config(folder: Path, codec: CodecConfig) -> ModelConfig:

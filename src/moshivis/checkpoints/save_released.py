@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from moshivis.checkpoints import mimi
+from moshivis.checkpoints.folder import SAMPLING, TOKENIZER
 from moshivis.checkpoints.released import to_released
 from moshivis.checkpoints.released_config import ENCODERS, config_from_released
 from moshivis.config import ModelConfig
@@ -17,10 +19,12 @@ from moshivis.errors import CheckpointError
 from moshivis.files import atomic_directory
 from moshivis.model import MoshiVis
 
-WEIGHTS, CODEC, TOKENIZER = "model.safetensors", "mimi.safetensors", "tokenizer.model"
+WEIGHTS, CODEC = "model.safetensors", "mimi.safetensors"
 
 
-def save_released(folder: str | Path, model: MoshiVis, tokenizer: bytes | None) -> None:
+def save_released(
+    folder: str | Path, model: MoshiVis, tokenizer: bytes | None, sampling: Mapping[str, Any] | None = None
+) -> None:
     """Write the whole folder or nothing.
 
     Raises CheckpointError if the release has no way to say what the model is, FileExistsError if there is something
@@ -38,6 +42,8 @@ def save_released(folder: str | Path, model: MoshiVis, tokenizer: bytes | None) 
         save_file(codec, temporary / CODEC)
         if tokenizer is not None:
             (temporary / TOKENIZER).write_bytes(tokenizer)
+        if sampling is not None:  # a file of ours, which other programs do not read
+            (temporary / SAMPLING).write_text(json.dumps(sampling, indent=2) + "\n", encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
 
 

@@ -21,11 +21,12 @@ def run_merge(arguments: argparse.Namespace) -> int:
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     load_adapters(arguments.adapters, model)
     text = None if tokenizer is None else tokenizer.model
+    card = f"# {model.config.name}\n\nMerged from {source} and {arguments.adapters}.\n"
     try:
         if arguments.layout == "released":
-            save_released(out, model, text)
+            save_released(out, model, text, checkpoint.sampling)
         else:
-            save_folder(out, model, text, f"# {model.config.name}\n\nMerged from {source} and {arguments.adapters}.\n")
+            save_folder(out, model, text, card, sampling=checkpoint.sampling)
     except FileExistsError as error:
         raise InputError(str(error)) from error
     print(out)

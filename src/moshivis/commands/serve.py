@@ -9,10 +9,9 @@ import os
 import threading
 import webbrowser
 
-import torch
 from rich.console import Console
 
-from moshivis.errors import InputError, MoshivisError
+from moshivis.errors import MoshivisError
 
 NEEDED = ("starlette", "uvicorn", "websockets", "sphn", "prometheus_client", "cryptography")
 SMALL = 200_000_000  # parameters; up to here one thread of the processor a tick is faster than several
@@ -21,6 +20,7 @@ SMALL = 200_000_000  # parameters; up to here one thread of the processor a tick
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve until told to stop. Raises MoshivisError for anything that the user can mend, mostly before loading."""
     _check_packages()
+    from moshivis.checkpoints.load import dtype_named
     from moshivis.inference.conversation import load
     from moshivis.inference.engine import Engine
     from moshivis.serve.address import bind, is_local, url
@@ -58,7 +58,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         assistant = load(
             arguments.model,
             device=arguments.device,
-            dtype=_dtype(arguments.dtype),
+            dtype=dtype_named(arguments.dtype),
             download=arguments.download,
             adapters=arguments.adapters,
         )
@@ -111,12 +111,3 @@ def _warnings(local: bool, tls: bool, token: bool) -> list[str]:
     if not token:
         warnings.append("everybody who reaches this machine can use the server; add --token")
     return warnings
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"there is no dtype {name!r}; try float32, bfloat16 or float16")
-    return dtype

@@ -1,7 +1,8 @@
 """Reading packed samples: a folder that `moshivis data tokenize` or `write_shards` wrote, as a `Dataset`.
 
 Nothing but a window of row groups is in memory, whatever the folder holds. Sizes of files are checked when the folder
-is opened, the checksum of a file when it is read for the first time, that of a picture whenever it is read.
+is opened, the checksum of a file when it is read for the first time, that of a picture whenever it is read. Where
+samples are to be skipped, a picture is also decoded before the first sample that shows it is given away.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from moshivis.data.order import EpochOrder
 from moshivis.data.sample import Kind, Sample
 from moshivis.data.shard_format import Manifest, ShardFile, file_sha256
 from moshivis.errors import InputError, ShardError
+from moshivis.vision.image import read_image
 
 OnCorrupt = Literal["stop", "skip"]
 WINDOW = 16  # row groups that are shuffled together and held in memory: 1024 conversations
@@ -41,7 +43,7 @@ def open_shards(
     """The samples of one kind in a folder, in an order shuffled by `seed`; None keeps the order they are stored in.
 
     `verify` False trusts the content of files. Of a damaged file, "stop" raises ShardError; "skip" reads other samples
-    in the place of its samples, and counts them in `skipped`.
+    in the place of its samples and of those whose picture cannot be decoded, and counts them in `skipped`.
     Raises ShardError if the folder has no valid manifest, InputError if it has no sample of that kind.
     """
     folder = Path(folder)
@@ -79,7 +81,8 @@ class ShardDataset:
         rows = [min(file.group_rows, file.rows - group * file.group_rows) for file, group in self._groups]
         self._order = EpochOrder(rows, seed, window)
         self._reader = _Reader(folder, verify, held=window)
-        self._pictures = _Pictures(folder, [file for file in manifest.files if file.content == "pictures"])
+        pictures = [file for file in manifest.files if file.content == "pictures"]
+        self._pictures = _Pictures(folder, pictures, decode=on_corrupt == "skip")
         if on_corrupt == "stop":
             for file in manifest.files:
                 check_size(folder, file)
@@ -90,24 +93,38 @@ class ShardDataset:
         return self._order.rows
 
     def __getitem__(self, position: int) -> Sample:
-        """Raises ShardError for a damaged file, with "skip" only if all files are."""
+        """Raises ShardError for a damaged file, with "skip" only if no sample can be read."""
         first, row = self._order[position]
         for group in (*range(first, len(self._groups)), *range(first)):
             file, number = self._groups[group]
             try:
                 table = self._reader.read(file, number)
-                sample = self._sample(table, row % table.num_rows, file)
             except ShardError:
                 if self.on_corrupt == "stop":
                     raise
                 continue
-            self.skipped += group != first
-            return sample
-        raise ShardError(f"all files of {self.folder} with {self.kind} samples are damaged; write them again")
+            for shift in range(table.num_rows):
+                try:
+                    sample = self._sample(table, (row + shift) % table.num_rows, file)
+                except ShardError:
+                    if self.on_corrupt == "stop":
+                        raise
+                    continue
+                self.skipped += group != first or shift > 0
+                return sample
+        raise ShardError(f"none of the {self.kind} samples of {self.folder} can be read; write them again")
 
     def picture(self, key: str) -> bytes:
-        """Raises KeyError if the folder has no such picture, ShardError if it is damaged."""
-        return self._pictures[key]
+        """Raises KeyError if the folder has no such picture, ShardError if it is damaged.
+
+        With "skip" a damaged one is none: another data set may have the same picture, whole.
+        """
+        try:
+            return self._pictures[key]
+        except ShardError as error:
+            if self.on_corrupt == "stop":
+                raise
+            raise KeyError(str(error)) from error
 
     def _sample(self, table: pa.Table, row: int, file: ShardFile) -> Sample:
         text, image = _array(table, "text", row), table["image"][row].as_py()
@@ -117,8 +134,8 @@ class ShardDataset:
             if len(codes) != self.manifest.codebooks * len(text):
                 raise _damaged(self.folder, file, f"row {row} of a group has {len(codes)} codes for {len(text)} frames")
             audio = codes.reshape(self.manifest.codebooks, len(text))
-        if image is not None and image not in self._pictures:
-            raise _damaged(self.folder, file, f"no file holds the picture {image} that a sample names")
+        if image is not None and (fault := self._pictures.fault(image)) is not None:
+            raise _damaged(self.folder, file, f"{fault} that a sample names")
         return Sample(
             text=text,
             speaker=_array(table, "speaker", row),
@@ -183,41 +200,78 @@ class _Reader:
         self._sound.add(file.name)
 
 
+_UNKNOWN, _SOUND, _BAD = range(3)
+
+
+class _Index(NamedTuple):
+    prefixes: np.ndarray  # [pictures] first 64 bits of each key, sorted
+    files: np.ndarray  # [pictures] number of its file
+    rows: np.ndarray  # [pictures] its row there
+    states: np.ndarray  # [pictures] whether it was decoded, and how that went
+
+
 class _Pictures:
-    """Where each picture is. The index, 16 bytes a picture, is read when the first picture is asked for."""
+    """Where each picture is. The index, 17 bytes a picture, is read when the first picture is asked for.
 
-    def __init__(self, folder: Path, files: Sequence[ShardFile]):
-        self.folder, self.files = folder, files
-        self._index: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    With `decode`, a picture that cannot be decoded counts as one that is not there.
+    """
 
-    def __contains__(self, key: str) -> bool:
-        return self._find(key) is not None
+    def __init__(self, folder: Path, files: Sequence[ShardFile], *, decode: bool):
+        self.folder, self.files, self.decode = folder, files, decode
+        self._index: _Index | None = None
 
     def __getitem__(self, key: str) -> bytes:
-        found = self._find(key)
-        if found is None:
+        at = self._find(key)
+        if at is None:
             raise KeyError(f"{self.folder} holds no picture {key}")
-        file, row = self.files[found[0]], found[1]
-        group, row = divmod(row, file.group_rows)
+        return self._read(key, at)
+
+    def fault(self, key: str) -> str | None:
+        """Why no sample can show a picture: "no file holds …"; None for one that can be shown."""
+        at = self._find(key)
+        if at is None:
+            return f"no file holds the picture {key}"
+        if not self.decode:
+            return None
+        states = self._loaded().states
+        if states[at] == _UNKNOWN:
+            states[at] = self._try(key, at)
+        return None if states[at] == _SOUND else f"no file holds a sound copy of the picture {key}"
+
+    def _try(self, key: str, at: int) -> int:
+        try:
+            read_image(self._read(key, at))
+        except (InputError, ShardError) as error:
+            _log.warning("picture %s of %s cannot be used, samples with it are skipped: %s", key, self.folder, error)
+            return _BAD
+        return _SOUND
+
+    def _read(self, key: str, at: int) -> bytes:
+        index = self._loaded()
+        file = self.files[index.files[at]]
+        group, row = divmod(int(index.rows[at]), file.group_rows)
         content: bytes = _read_group(self.folder, file, group)["file"][row].as_py()
         if hashlib.sha256(content).hexdigest() != key:
             raise _damaged(self.folder, file, f"the checksum of picture {key} is wrong")
         return content
 
-    def _find(self, key: str) -> tuple[int, int] | None:
-        """File and row."""
-        if self._index is None:
-            self._index = self._read_index()
+    def _find(self, key: str) -> int | None:
+        """Where the index has it."""
+        prefixes = self._loaded().prefixes
         try:
             wanted = np.uint64(int(key[:16], 16))
         except ValueError:  # the key of a picture of another data set
             return None
-        prefixes, files, rows = self._index
         at = int(np.searchsorted(prefixes, wanted))
-        return (int(files[at]), int(rows[at])) if at < len(prefixes) and prefixes[at] == wanted else None
+        return at if at < len(prefixes) and prefixes[at] == wanted else None
 
-    def _read_index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First 64 bits of each key, sorted; its file; its row. Files that cannot be read hold no picture."""
+    def _loaded(self) -> _Index:
+        if self._index is None:
+            self._index = self._read_index()
+        return self._index
+
+    def _read_index(self) -> _Index:
+        """Files that cannot be read hold no picture."""
         prefixes, files, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         for number, file in enumerate(self.files):
             try:
@@ -231,7 +285,8 @@ class _Pictures:
             rows.append(np.arange(len(keys), dtype=np.int32))
         joined = np.concatenate(prefixes)
         order = np.argsort(joined, kind="stable")
-        return joined[order], np.concatenate(files)[order], np.concatenate(rows)[order]
+        states = np.full(len(joined), _UNKNOWN, np.uint8)
+        return _Index(joined[order], np.concatenate(files)[order], np.concatenate(rows)[order], states)
 
 
 def check_size(folder: Path, file: ShardFile) -> None:

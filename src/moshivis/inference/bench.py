@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from moshivis.adapters.gated_cross_attention import GatedCrossAttention, ImageKV
+from moshivis.checkpoints.load import dtype_named
 from moshivis.errors import InputError
 from moshivis.inference.bench_codec import bytes_read
 from moshivis.inference.conversation import EMBEDDED, load
@@ -251,7 +252,7 @@ def _model(arguments: argparse.Namespace) -> MoshiVis:
     if arguments.preset and arguments.model:
         raise InputError("name the model with --preset or with --model, not with both")
     name = arguments.preset or arguments.model or "mini"
-    device, dtype = _device(arguments.device), _dtype(arguments.dtype)
+    device, dtype = _device(arguments.device), dtype_named(arguments.dtype)
     if not arguments.random:
         if name in PRESETS:
             raise InputError(f"the weights of {name} do not come with the package; add --random, or give their --model")
@@ -275,15 +276,6 @@ def _check_device(device: torch.device) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"bench measures on cpu and cuda, not on {device.type}")
     return device
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"dtype must be float32, bfloat16 or float16, not {name!r}")
-    return dtype
 
 
 def _check_positive(**numbers: int) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from PIL import Image
 
 from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.checkpoints.adapters import load_adapters
-from moshivis.checkpoints.folder import is_our_folder, read_json
+from moshivis.checkpoints.folder import SAMPLING, is_our_folder
 from moshivis.checkpoints.load import HUB, find_folder, load_model
 from moshivis.errors import CheckpointError, InputError
 from moshivis.inference.duplex import Duplex, DuplexState
@@ -30,7 +32,6 @@ from moshivis.speech_lm.tokenizer import TextStream, TextTokenizer
 from moshivis.vision.image import read_image, to_pixels
 
 EMBEDDED = {"mini": Path(__file__).parents[1] / "mini" / "weights"}  # models that come with the package
-SAMPLING = "sampling.json"  # in a model's folder, optional: how to sample from it
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | ImageKV
 
@@ -61,7 +62,7 @@ def load(
         raise CheckpointError(f"{folder} holds no tokenizer, so it cannot be talked with")
     if adapters is not None:
         load_adapters(Path(adapters), checkpoint.model)
-    return Assistant(checkpoint.model, checkpoint.tokenizer, _read_sampling(folder))
+    return Assistant(checkpoint.model, checkpoint.tokenizer, _sampling(checkpoint.sampling, folder))
 
 
 def _find(name: str, download: bool) -> Path:
@@ -82,10 +83,9 @@ def _find(name: str, download: bool) -> Path:
     )
 
 
-def _read_sampling(folder: Path) -> Sampling:
-    if not (folder / SAMPLING).is_file():
+def _sampling(values: Mapping[str, Any] | None, folder: Path) -> Sampling:
+    if values is None:
         return RELEASED_SAMPLING
-    values = read_json(folder / SAMPLING)
     known = {field.name for field in dataclasses.fields(Sampling)} - {"generators"}
     if not set(values) <= known or not all(isinstance(value, int | float) for value in values.values()):
         raise CheckpointError(f"{folder / SAMPLING} must give numbers for some of {', '.join(sorted(known))}")

@@ -24,6 +24,7 @@ from moshivis.serve import wire
 from moshivis.serve.about import describe
 from moshivis.serve.hall import Closing, Full, Hall
 from moshivis.serve.opus import OpusReader, OpusWriter
+from moshivis.serve.patience import Overdue, in_time
 from moshivis.serve.pcm import PCM, PcmReader, PcmWriter
 from moshivis.serve.session import Session
 from moshivis.serve.tasks import first_of
@@ -198,12 +199,10 @@ class _Chat:
         raise _farewell(session.end_reason)
 
     async def _first_picture(self) -> bytes | None:
-        seconds = self.hall.limits.first_message_s
         try:
-            async with asyncio.timeout(seconds):
-                return await self.pictures.get() or None
-        except TimeoutError:
-            raise _Hangup(Close.BAD_REQUEST, f"no picture came within {seconds:g} s") from None
+            return await in_time(self.pictures.get(), self.socket, self.hall.limits, self._last_received) or None
+        except Overdue as error:
+            raise _Hangup(Close.BAD_REQUEST, f"no picture came within {error.seconds:g} s") from None
 
     async def _speak(self, session: Session) -> None:
         """Until the conversation is over."""

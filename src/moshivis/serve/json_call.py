@@ -36,6 +36,7 @@ from moshivis.serve.json_wire import (
     server_stopping,
     session_ended,
 )
+from moshivis.serve.patience import Overdue, in_time
 from moshivis.serve.pcm import Samples
 from moshivis.serve.session import Session
 
@@ -142,16 +143,17 @@ class JsonCall:
 
     async def _receive(self) -> Json:
         """The next event. Raises EventError, Gone or Finish."""
-        first = self.limits.first_message_s
-        while True:
-            seconds = self.limits.idle_s if self.begun else self.connected + first - time.monotonic()
+        if not self.begun:
             try:
-                return await self.wire.receive(seconds)
+                return await in_time(self.wire.receive(None), self._socket, self.limits, self.connected)
+            except Overdue as error:
+                raise idle(f"{self.first_event} did not come within {error.seconds:g} seconds") from None
+        while True:
+            try:
+                return await self.wire.receive(self.limits.idle_s)
             except TimeoutError:
-                if not self.begun:
-                    raise idle(f"{self.first_event} did not come within {first:g} seconds") from None
                 if not self.feed.waiting:  # what the client has said already is still being heard
-                    raise idle(f"no event came for {seconds:g} seconds") from None
+                    raise idle(f"no event came for {self.limits.idle_s:g} seconds") from None
 
     async def _work(self) -> NoReturn:
         while True:

@@ -71,8 +71,8 @@ class Wire:
     def __init__(self, socket: WebSocket, limits: Limits):
         self._socket, self._limits = socket, limits
 
-    async def receive(self, timeout: float) -> Json:
-        """The client's next event. Raises EventError if it is none, Gone, or TimeoutError."""
+    async def receive(self, timeout: float | None) -> Json:
+        """The client's next event. Raises EventError if it is none, Gone, or TimeoutError after so many seconds."""
         async with asyncio.timeout(timeout):
             message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":

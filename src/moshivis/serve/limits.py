@@ -26,8 +26,8 @@ class Limits:
     queue: int = 50  # callers who wait for a slot
     connections: int = 512  # requests and sockets at once, conversations and those who wait included
     first_message_s: float = 10.0  # from the connection to the first message; also to a whole HTTP request
-    idle_s: float = 60.0  # between two messages of a client
-    heartbeat_s: float = 20.0  # between two pings; a client that does not answer for as long again is gone
+    idle_s: float = 60.0  # between two messages of a client; a first one that has begun to arrive may take as long
+    heartbeat_s: float = 20.0  # between two pings; a client of which no byte comes for as long again is gone
     session_s: float = 3600.0  # of one conversation
     send_buffer_frames: int = 25  # of 80 ms that wait for a slow reader; beyond them it loses the oldest
     origins: tuple[str, ...] = ()  # of other web pages that may use the server, as https://example.org; "*" is any

@@ -89,7 +89,10 @@ def packet_ms(packet: bytes) -> float:
 
 
 class OpusWriter:
-    """Samples to pages of Ogg/Opus, whole ones, each with a packet of 40 ms. The first bytes hold the headers too."""
+    """Samples to pages of Ogg/Opus, whole ones, each with a packet of 40 ms. The first bytes hold the headers too.
+
+    `sphn` holds the interpreter's lock while it works, so a thread for it would take nothing off the event loop.
+    """
 
     def __init__(self) -> None:
         self._encoder = sphn.OpusStreamWriter(SAMPLE_RATE)

@@ -1,16 +1,55 @@
 """How long a connection may keep the server waiting: uvicorn's two protocols, with an end to it.
 
 uvicorn waits for ever for a first request, and for what it has written to be taken. Here a request that is not whole in
-time ends its connection, and so does a closed WebSocket whose client takes nothing.
+time ends its connection, and so does a closed WebSocket whose client takes nothing. A large picture on a slow line is
+one message that takes long: whoever is sending it is not silent, though even the answer to a ping waits behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from asyncio.transports import BaseTransport
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
+from starlette.websockets import WebSocket
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+from moshivis.serve.limits import Limits
+
+ARRIVED = "arrived"  # in the state of a WebSocket: tells when its last bytes came, by time.monotonic()
+T = TypeVar("T")
+
+
+class Overdue(Exception):
+    """A first message did not come within `seconds`."""
+
+    def __init__(self, seconds: float):
+        super().__init__(f"nothing came within {seconds:g} s")
+        self.seconds = seconds
+
+
+async def in_time(message: Awaitable[T], socket: WebSocket, limits: Limits, since: float) -> T:
+    """The first message of a socket that was opened at `since`, by time.monotonic().
+
+    Raises Overdue if no byte came for `first_message_s`, or if after `idle_s` it is still on its way.
+    """
+    arrived: Callable[[], float] = getattr(socket.state, ARRIVED, lambda: since)
+    most = max(limits.first_message_s, limits.idle_s)
+    task = asyncio.ensure_future(message)
+    try:
+        while True:
+            silent, whole = max(arrived(), since) + limits.first_message_s, since + most
+            left = min(silent, whole) - time.monotonic()
+            if left <= 0:
+                raise Overdue(limits.first_message_s if silent <= whole else most)
+            if (await asyncio.wait({task}, timeout=left))[0]:
+                return task.result()
+    finally:
+        task.cancel()
 
 
 def http_protocol(seconds: float) -> type[asyncio.Protocol]:
@@ -54,10 +93,28 @@ def websocket_protocol(seconds: float) -> type[asyncio.Protocol]:
 
     class Impatient(WebSocketsSansIOProtocol):
         look: asyncio.TimerHandle | None = None
+        arrived = 0.0
 
         def connection_made(self, transport: BaseTransport) -> None:
             super().connection_made(transport)
             self._look(False)
+
+        def handle_connect(self, event: Request) -> None:
+            super().handle_connect(event)
+            if self.response.status_code == 101:
+                self.scope["state"][ARRIVED] = lambda: self.arrived
+
+        def data_received(self, data: bytes) -> None:
+            self.arrived = time.monotonic()
+            super().data_received(data)
+
+        def keepalive_timeout(self) -> None:
+            assert self.ping_timeout is not None
+            quiet = time.monotonic() - self.arrived
+            if quiet < self.ping_timeout:
+                self.pong_timer = self.loop.call_later(self.ping_timeout - quiet, self.keepalive_timeout)
+            else:
+                super().keepalive_timeout()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)

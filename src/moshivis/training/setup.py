@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from moshivis.checkpoints.adapters import replace_adapters
 from moshivis.checkpoints.fingerprint import base_fingerprint
 from moshivis.checkpoints.folder import empty_model
-from moshivis.checkpoints.load import load_config, load_model
+from moshivis.checkpoints.load import Checkpoint, load_config, load_model
 from moshivis.config import ModelConfig
 from moshivis.errors import InputError
 from moshivis.inference.conversation import EMBEDDED
@@ -33,6 +34,7 @@ class Ready:
     tokenizer: TextTokenizer | None
     learner: Learner  # its forward pass
     base: str  # fingerprint of what is frozen beneath the adapters; "" where train: all leaves nothing so
+    sampling: Mapping[str, Any] | None  # how the base says to sample from it
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What learns, by the model's names."""
@@ -48,9 +50,10 @@ def prepare(recipe: Recipe, ranks: Ranks) -> Ready:
     check_base(recipe, config)
     sharded = recipe.parallel == "fsdp" and ranks.count > 1
     if sharded and not ranks.leads:
-        model, tokenizer = _hollow(config, dtype_of(recipe)), None
+        found = Checkpoint(_hollow(config, dtype_of(recipe)), None)
     else:
-        model, tokenizer = _base(recipe, config, torch.device("cpu") if sharded else ranks.device)
+        found = _base(recipe, config, torch.device("cpu") if sharded else ranks.device)
+    model = found.model
     set_up(model, recipe)
     base = "" if recipe.train == "all" or next(model.parameters()).is_meta else base_fingerprint(model)
     learner = Learner(model, recipe.loss)
@@ -65,7 +68,7 @@ def prepare(recipe: Recipe, ranks: Ranks) -> Ready:
             encoder.to_empty(device=ranks.device) if not ranks.leads else encoder.to(ranks.device)
             encoder.restore_buffers()
             broadcast(encoder, ranks)
-    return Ready(model, tokenizer, learner, base)
+    return Ready(model, found.tokenizer, learner, base, found.sampling)
 
 
 def dtype_of(recipe: Recipe) -> torch.dtype:
@@ -120,12 +123,11 @@ def _learning(model: MoshiVis, recipe: Recipe) -> Iterator[tuple[str, nn.Paramet
             yield name, parameter
 
 
-def _base(recipe: Recipe, config: ModelConfig, device: torch.device) -> tuple[MoshiVis, TextTokenizer | None]:
+def _base(recipe: Recipe, config: ModelConfig, device: torch.device) -> Checkpoint:
     if recipe.random_weights:
-        return random_model(config, device, dtype_of(recipe), recipe.seed), None
+        return Checkpoint(random_model(config, device, dtype_of(recipe), recipe.seed), None)
     source = EMBEDDED.get(recipe.base, recipe.base)
-    checkpoint = load_model(source, device, dtype_of(recipe), allow_download=recipe.download)
-    return checkpoint.model, checkpoint.tokenizer
+    return load_model(source, device, dtype_of(recipe), allow_download=recipe.download)
 
 
 def _hollow(config: ModelConfig, dtype: torch.dtype) -> MoshiVis:

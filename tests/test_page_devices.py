@@ -1,0 +1,97 @@
+"""Which microphone the page listens to, in a real browser with several that are not real."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from page_support import CHROMIUM, until
+from page_visitor import Visitor
+from serve_support import RunningServer
+
+pytest.importorskip("playwright")
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+    pytest.mark.timeout(600),
+]
+
+
+def listening(page: Page) -> dict[str, Any]:
+    """The track that the page sends, and the state of the one before."""
+    found = page.evaluate(
+        """() => {
+          const [track] = moshivis.call.sound.stream.getAudioTracks();
+          const { enabled, readyState } = track;
+          const { deviceId: device } = track.getSettings();
+          return { device, enabled, readyState, before: window.track?.readyState ?? null };
+        }"""
+    )
+    assert isinstance(found, dict)
+    return found
+
+
+def choose(page: Page, device: str) -> None:
+    """Choose a microphone in the settings, and wait until the page listens to another track."""
+    page.evaluate("[window.track] = moshivis.call.sound.stream.getAudioTracks()")
+    page.select_option("#microphone", device)
+    until(page, "moshivis.call.sound.stream.getAudioTracks()[0] !== window.track")
+
+
+def test_the_microphone_is_changed_during_a_call(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.click("#open-sound")
+    until(page, "document.querySelectorAll('#microphone option').length > 2")
+    devices = page.eval_on_selector_all("#microphone option", "options => options.map(option => option.value)")
+    assert devices[0] == "" and len(set(devices)) == len(devices)
+    labels = page.eval_on_selector_all("#microphone option", "options => options.map(option => option.textContent)")
+    assert labels[0] == "System default" and all(label.strip() for label in labels)
+
+    for device in devices[1:3]:
+        choose(page, device)
+        assert listening(page) == {"device": device, "enabled": True, "readyState": "live", "before": "ended"}
+    page.evaluate("document.querySelector('#settings').close()")
+    page.click("#mute")
+    page.click("#open-sound")
+    until(page, "device => document.querySelector('#microphone').value === device", devices[2])
+    choose(page, devices[1])
+    assert not listening(page)["enabled"], "who is muted stays so"
+    page.evaluate("document.querySelector('#settings').close()")
+    page.click("#mute")
+    assert listening(page)["enabled"]
+
+    sent, heard = len(visitor.sounds), page.evaluate("moshivis.recording.seconds")
+    until(page, "heard => moshivis.recording.seconds > heard + 1", heard)
+    assert len(visitor.sounds) > sent and visitor.page.evaluate("moshivis.call.state") == "talking"
+    assert not page.is_visible("#problem")
+    page.click("#call")
+    visitor.wait_state("idle")
+    page.click("#call")
+    visitor.wait_state("talking")
+    assert listening(page)["device"] == devices[1], "the next call keeps it"
+    page.click("#call")
+    assert len(visitor.sockets) == 2 and visitor.complaints == []
+
+
+def test_a_microphone_that_is_gone_is_replaced(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.click("#open-sound")
+    until(page, "document.querySelectorAll('#microphone option').length > 2")
+    page.evaluate("document.querySelector('#microphone').append(new Option('Gone', 'no-such-device'))")
+    choose(page, "no-such-device")
+    now = listening(page)
+    assert now["readyState"] == "live" and now["before"] == "ended" and now["device"] != "no-such-device"
+    page.evaluate("[window.track] = moshivis.call.sound.stream.getAudioTracks()")
+    page.evaluate("window.track.dispatchEvent(new Event('ended'))")  # as when it is unplugged
+    until(page, "moshivis.call.sound.stream.getAudioTracks()[0] !== window.track")
+    assert listening(page)["readyState"] == "live" and not page.is_visible("#problem")
+    page.click("#settings footer .strong")
+    page.click("#call")
+    assert visitor.complaints == []

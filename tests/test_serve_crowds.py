@@ -1,0 +1,87 @@
+"""Crowds and laggards: connections that are too many, ask nothing, answer nothing, or send too much."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import time
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from moshivis.inference.conversation import Assistant
+from serve_support import serving, wait_for
+
+
+def test_so_many_at_once_and_no_more(mini: Assistant) -> None:
+    with serving(mini, connections=3) as server:
+        held = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(3)]
+        for each in held:
+            each.sendall(b"POST /api/ask HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")  # and the rest never comes
+        wait_for(lambda: server.get("/health").status == 503, "a crowd")
+        assert "too many connections" in server.get("/api/info").json()["error"]
+        with pytest.raises(InvalidStatus, match="503"):
+            connect(server.ws + "/api/chat", open_timeout=60)
+        for each in held:
+            each.close()
+        wait_for(lambda: server.get("/health").status == 200, "room")
+
+
+def test_connections_that_ask_nothing_are_ended(mini: Assistant) -> None:
+    requests = {
+        "silent": b"",
+        "half a head": b"GET /health HTTP/1.1\r\nHost: a",
+        "half of the second": b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /health HTTP/1.1\r\n",
+    }
+    with serving(mini, first_message_s=1.0) as server:
+        begun = time.monotonic()
+        open_ones = {name: socket.create_connection(("127.0.0.1", server.port), timeout=60) for name in requests}
+        for name, connection in open_ones.items():
+            connection.sendall(requests[name])
+        for name, connection in open_ones.items():
+            received = read_all(connection)
+            assert received.count(b"200 OK") == (name == "half of the second"), name
+        assert time.monotonic() - begun < 30
+        assert server.get("/health").status == 200
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side ends the connection, properly or not."""
+    received = b""
+    with connection:
+        try:
+            while piece := connection.recv(65536):
+                received += piece
+        except ConnectionResetError:
+            pass
+    return received
+
+
+def test_a_client_that_neither_reads_nor_answers_pings_is_given_up(mini: Assistant) -> None:
+    key = base64.b64encode(os.urandom(16)).decode()
+    head = (
+        "GET /api/chat?audio=pcm HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+    )
+    with serving(mini, heartbeat_s=1.0) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as dead:
+            dead.sendall(head.encode())
+            assert b"101" in dead.recv(1024)
+            wait_for(lambda: server.hall.active == 1, "the conversation")
+            server.wait_idle()
+            wait_for(lambda: not server.server.server_state.connections, "the end of the connection")
+
+
+def test_a_message_beyond_the_limit_ends_its_connection_only(mini: Assistant) -> None:
+    with serving(mini, message_bytes=200_000, picture_bytes=100_000) as server:
+        with connect(server.ws + "/api/chat", open_timeout=60) as other:
+            with connect(server.ws + "/api/chat", open_timeout=60) as large:
+                large.send(bytes(200_001))
+                with pytest.raises(ConnectionClosed) as closed:
+                    while True:
+                        large.recv(60)
+                assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
+            other.ping().wait(60)
+        server.wait_idle()
