@@ -1,4 +1,4 @@
-"""The miniature's voices and clip shards; what needs a speech program is skipped where that is not installed."""
+"""The miniature's voices, augmentation and clip shards; what needs a speech program is skipped where it is not installed."""
 
 import json
 import random
@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moshivis.errors import InputError
 from moshivis.mini import clips, grammar, voices
+from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, plan, write_shard
 from moshivis.mini.questions import Query
 from moshivis.mini.voices import ASSISTANT_VOICE, HELD_OUT_VOICE, SAMPLE_RATE, USER_VOICES, Voice, synthesise
@@ -168,3 +171,22 @@ def test_an_empty_folder_and_a_cut_shard_are_refused(tmp_path: Path) -> None:
     (tmp_path / "shard-00000.jsonl").write_text(json.dumps(record | {"kind": "question", "meta": {}}) + "\n")
     with pytest.raises(InputError, match="cut short"):
         ClipStore(tmp_path)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 30_000))
+def test_augmentation_keeps_length_and_range(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    audio = (0.1 * np.sin(np.arange(count) / 20)).astype(np.float32)
+    changed = augment(audio, rng)
+    assert changed.shape == audio.shape and changed.dtype == np.float32
+    assert np.isfinite(changed).all() and np.abs(changed).max(initial=0.0) < 1
+
+
+def test_augmentation_leaves_a_third_clean_and_the_speech_on_top() -> None:
+    rng = np.random.default_rng(0)
+    speech = (0.1 * rng.standard_normal(12_000)).astype(np.float32)
+    changed = [augment(speech, rng) for _ in range(300)]
+    clean = sum(np.array_equal(speech, audio) for audio in changed) / 300
+    assert 0.3 < clean < 0.55
+    assert np.median([np.corrcoef(speech, audio)[0, 1] for audio in changed]) > 0.8

@@ -1,4 +1,4 @@
-"""The miniature world without its voices: scenes, drawings, questions, answers, the judge, augmentation."""
+"""The miniature world without its voices: scenes, drawings, questions, answers, the judge."""
 
 import random
 from collections import Counter
@@ -12,7 +12,6 @@ from PIL import Image
 
 from moshivis.errors import InputError
 from moshivis.mini import grammar, knowledge
-from moshivis.mini.augment import augment
 from moshivis.mini.drawing import draw_scene, draw_with_boxes, outline, shade
 from moshivis.mini.grammar import FAMILIES, PRETRAINING_FAMILIES, answer, ask, judge, normalise
 from moshivis.mini.questions import MAX_PHRASINGS, SCENELESS_FAMILIES, Query
@@ -380,26 +379,3 @@ def test_normalise_is_stable_and_the_judge_never_fails(text: str) -> None:
         turn = ask(SCENE, family, random.Random(0))
         assert turn is not None
         assert judge(turn, text) in (True, False)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Augmentation
-
-
-@settings(deadline=None)
-@given(seeds, st.integers(0, 30_000))
-def test_augmentation_keeps_length_and_range(seed: int, count: int) -> None:
-    rng = np.random.default_rng(seed)
-    audio = (0.1 * np.sin(np.arange(count) / 20)).astype(np.float32)
-    changed = augment(audio, rng)
-    assert changed.shape == audio.shape and changed.dtype == np.float32
-    assert np.isfinite(changed).all() and np.abs(changed).max(initial=0.0) < 1
-
-
-def test_augmentation_leaves_a_third_clean_and_the_speech_on_top() -> None:
-    rng = np.random.default_rng(0)
-    speech = (0.1 * rng.standard_normal(12_000)).astype(np.float32)
-    changed = [augment(speech, rng) for _ in range(300)]
-    clean = sum(np.array_equal(speech, audio) for audio in changed) / 300
-    assert 0.3 < clean < 0.55
-    assert np.median([np.corrcoef(speech, audio)[0, 1] for audio in changed]) > 0.8

@@ -6,7 +6,6 @@ clips -> recogniser -> codec -> codes -> language -> adapters -> model
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -134,7 +133,6 @@ class Build:
             base, adapters, listener = self.base(), self.adapters(), self.listener()
             model = load_model(base).model
             load_adapters(adapters, model)
-            save_folder(folder, model, self.tokenizer().model, CARD, dtype=torch.float16)
+            save_folder(folder, model, self.tokenizer().model, CARD, sampling=SAMPLING, dtype=torch.float16)
             save_listener(listener, folder)
-            (folder / "sampling.json").write_text(json.dumps(SAMPLING) + "\n")
         return folder
