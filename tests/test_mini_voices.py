@@ -1,4 +1,4 @@
-"""The miniature's voices, augmentation and clip shards; what needs a speech program is skipped where it is not installed."""
+"""The miniature's voices, augmentation and clip shards; what needs a speech program is skipped where it is missing."""
 
 import json
 import random
