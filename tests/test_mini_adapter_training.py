@@ -50,7 +50,7 @@ def test_spoken_samples_say_the_same_to_the_trainer(spoken_codes: ClipCodes, wor
     rng.random = lambda: 1.0  # type: ignore[method-assign]  # every sample from its start
     theirs = spoken_batch(made, config, FRAMES, rng)
     assert torch.equal(ours.inputs, theirs.inputs) and torch.equal(ours.text, theirs.text)
-    assert torch.allclose(ours.text_weight, theirs.text_weight)
+    assert loss.speech > 1 and torch.allclose(ours.text_weight, loss.speech * theirs.text_weight)
     late = ours.audio_graded.any(1) & theirs.depth
     assert late.sum() > 0.9 * theirs.depth.sum() > 0
     assert torch.equal(ours.audio[ours.audio_graded], theirs.audio[ours.audio_graded])

@@ -123,8 +123,8 @@ def _audio_graded(sample: Sample) -> np.ndarray:
 def _text_weight(sample: Sample, loss: LossRecipe) -> np.ndarray:
     weights = np.zeros(len(Speaker), np.float32)
     weights[Speaker.NOBODY], weights[Speaker.ASSISTANT], weights[Speaker.USER] = loss.padding, 1.0, loss.user
-    by_token = weights[sample.speaker]
-    return by_token if sample.text_graded is None else by_token * sample.text_graded
+    by_token = weights[sample.speaker] * (loss.speech if sample.kind == "speech" else 1.0)
+    return (by_token if sample.text_graded is None else by_token * sample.text_graded).astype(np.float32)
 
 
 def _late(x: Tensor, steps: int) -> Tensor:

@@ -93,6 +93,7 @@ class LossRecipe:
     audio: float = 1.0
     padding: float = 0.5  # of a padding token, where a word weighs 1 (ours)
     user: float = 1.0  # of the user's words in speechless samples; 0 leaves them out
+    speech: float = 1.0  # of all text of speech samples, which have far fewer words than speechless ones (ours)
     codebooks: int = 2  # own codebooks that are targets, the first ones
     semantic: float = 100.0  # of the first codebook
     acoustic: float = 1.0  # of each other one
@@ -196,7 +197,7 @@ class Recipe:
         _at_least(0, **{"data.workers": data.workers, "features.memory_mib": self.features.memory_mib})
         _at_least(0, **{"optimiser.rate": optimiser.rate, "optimiser.warmup": optimiser.warmup})
         _at_least(0, **{"optimiser.weight_decay": optimiser.weight_decay, "optimiser.clip": optimiser.clip})
-        weights = ("text", "audio", "padding", "user", "semantic", "acoustic")
+        weights = ("text", "audio", "padding", "user", "speech", "semantic", "acoustic")
         _at_least(0, **{f"loss.{name}": getattr(loss, name) for name in weights})
         shares = {"data.p_audio": data.p_audio, "data.p_concat": data.p_concat, "optimiser.final": optimiser.final}
         for name, share in shares.items():
