@@ -40,7 +40,7 @@ def test_realtime_in_turns(locked_server: RunningServer) -> None:
     with client_of(locked_server).realtime.connect(model="mini") as connection:
         created = connection.recv()
         assert created.type == "session.created" and created.session.audio.input.format.rate == 24000
-        connection.session.update(session={"type": "realtime", "moshivis": {"seed": 1}})
+        connection.session.update(session={"type": "realtime", "moshivis": {"seed": 1, "text_temperature": 0.7}})
         assert connection.recv().session.moshivis["seed"] == 1
         connection.conversation.item.create(item=HISTORY[0])
         greeting = response(connection)
