@@ -41,12 +41,18 @@ def choose(page: Page, device: str) -> None:
     until(page, "moshivis.call.sound.stream.getAudioTracks()[0] !== window.track")
 
 
-def test_the_microphone_is_changed_during_a_call(server: RunningServer, visitor: Visitor) -> None:
+def talking(server: RunningServer, visitor: Visitor) -> Page:
+    """The page in a call, with its choice of microphones open."""
     page = visitor.open(server.url)
     page.click("#call")
     visitor.wait_state("talking")
     page.click("#open-sound")
     until(page, "document.querySelectorAll('#microphone option').length > 2")
+    return page
+
+
+def test_the_microphone_is_changed_during_a_call(server: RunningServer, visitor: Visitor) -> None:
+    page = talking(server, visitor)
     devices = page.eval_on_selector_all("#microphone option", "options => options.map(option => option.value)")
     assert devices[0] == "" and len(set(devices)) == len(devices)
     labels = page.eval_on_selector_all("#microphone option", "options => options.map(option => option.textContent)")
@@ -79,11 +85,7 @@ def test_the_microphone_is_changed_during_a_call(server: RunningServer, visitor:
 
 
 def test_a_microphone_that_is_gone_is_replaced(server: RunningServer, visitor: Visitor) -> None:
-    page = visitor.open(server.url)
-    page.click("#call")
-    visitor.wait_state("talking")
-    page.click("#open-sound")
-    until(page, "document.querySelectorAll('#microphone option').length > 2")
+    page = talking(server, visitor)
     page.evaluate("document.querySelector('#microphone').append(new Option('Gone', 'no-such-device'))")
     choose(page, "no-such-device")
     now = listening(page)

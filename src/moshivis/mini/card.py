@@ -28,6 +28,7 @@ conversations; in the others it waits to be spoken to.
 The speech LM was trained in four sittings: 3,250, 6,000 and 4,000 steps with earlier versions of recipe and world, then
 5,000 from those weights, its vocabulary mapped piece by piece, as the code has it now but for the rates (Muon and AdamW
 8e-4, 300 steps of warm-up). Image encoder and the codec's decoder went on from
-their earlier weights, too; adapters took 2,000 steps from nothing.
-`python -m moshivis.mini measure` prints these figures.
+their earlier weights, too; adapters took 2,000 steps from nothing, with `loss.speech` 1
+where the preset `mini` has 3 now.
+`python -m moshivis.mini measure` prints these figures, that of the greetings apart.
 """

@@ -104,7 +104,7 @@ class OptimiserRecipe:
     """AdamW; linear warm-up, then half a cosine (the numbers are ours).
 
     With `matrices: muon` matrices are moved by Muon (Jordan et al. 2024), scaled to AdamW's step size, everything else
-    by AdamW: with the embedded model it needs a half to a third of the steps.
+    by AdamW: the embedded speech LM, trained from nothing, needs a half to a third of the steps with it.
     """
 
     rate: float = 1e-4
