@@ -140,6 +140,28 @@ def test_a_picture_is_dropped(server: RunningServer, visitor: Visitor) -> None:
     assert visitor.complaints == []
 
 
+def test_the_last_choice_counts(server: RunningServer, visitor: Visitor, tmp_path: Path) -> None:
+    """Whatever takes longer to be drawn, read or made smaller."""
+    page = visitor.open(server.url)
+    pasted = ("image.png", "image/png", PICTURE.read_bytes())
+    page.click("#tab-draw")
+    page.click("#shapes [aria-label=star]")
+    page.locator("#drawing").click()
+    assert dispatch(page, "paste", "body", pasted)  # before the drawing is used
+    page.wait_for_timeout(1000)
+    assert page.evaluate("moshivis.picture.current.name") == "image.png"
+    slow = tmp_path / "slow.png"
+    Image.effect_noise((2400, 2400), 90).save(slow)
+    page.set_input_files("#file", slow)
+    assert dispatch(page, "drop", "body", ("quick.png", *pasted[1:]))
+    until(page, "moshivis.picture.current?.name === 'quick.png'")
+    page.wait_for_timeout(3000)  # longer than the slow one takes by itself
+    assert page.evaluate("moshivis.picture.current.name") == "quick.png"
+    page.set_input_files("#file", slow)
+    until(page, "moshivis.picture.current?.name === 'slow.png'")
+    assert visitor.complaints == []
+
+
 def test_the_camera_gives_pictures(server: RunningServer, visitor: Visitor) -> None:
     page = visitor.open(server.url)
     page.click("#tab-camera")

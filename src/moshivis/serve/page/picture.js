@@ -25,6 +25,7 @@ export class PicturePanel {
     this.onProblem = onProblem;
     /** @type {Picture|null} */
     this.current = null;
+    this.choices = 0;
     this.shown = element('shown');
     this.video = element('video');
     this.canvas = element('drawing');
@@ -33,7 +34,14 @@ export class PicturePanel {
       { colours: element('colours'), tools: element('shapes'), size: element('brush') },
       () => this.useDrawing(),
     );
-    this.camera = new Camera(this.video, (picture) => this.use(picture), onProblem);
+    this.camera = new Camera(
+      this.video,
+      (picture) => {
+        if (!picture.live) this.choose();
+        this.use(picture);
+      },
+      onProblem,
+    );
     this.tabs = [...document.querySelectorAll('.sources [role="tab"]')];
     this.bind();
   }
@@ -111,6 +119,16 @@ export class PicturePanel {
     element('remove').hidden = drawing || filming || !this.current;
   }
 
+  /**
+   * Somebody chooses a picture: one chosen before that is still being drawn or read comes too late.
+   * @returns {() => boolean} whether no other has been chosen since
+   */
+  choose() {
+    clearTimeout(this.timer);
+    const number = ++this.choices;
+    return () => number === this.choices;
+  }
+
   /** @param {Picture} picture */
   use(picture) {
     this.current = picture;
@@ -124,6 +142,7 @@ export class PicturePanel {
   }
 
   remove() {
+    this.choose();
     this.current = null;
     this.mark(undefined);
     this.stage();
@@ -138,9 +157,9 @@ export class PicturePanel {
   }
 
   useDrawing() {
-    clearTimeout(this.timer);
+    const isLast = this.choose();
     this.timer = setTimeout(() => {
-      this.canvas.toBlob((blob) => this.use({ blob, name: 'Your drawing' }), 'image/png');
+      this.canvas.toBlob((blob) => isLast() && this.use({ blob, name: 'Your drawing' }), 'image/png');
     }, 250);
   }
 
@@ -151,8 +170,10 @@ export class PicturePanel {
       this.onProblem(`“${file.name}” is not a picture.`);
       return;
     }
+    const isLast = this.choose();
     try {
       const blob = await shrink(file);
+      if (!isLast()) return;
       this.open(element('tab-upload'));
       this.use({ blob, name: file.name || 'Your picture' });
     } catch {
@@ -178,7 +199,10 @@ export class PicturePanel {
     button.value = picture.seed;
     button.title = picture.name;
     button.append(image);
-    button.addEventListener('click', () => this.use(picture));
+    button.addEventListener('click', () => {
+      this.choose();
+      this.use(picture);
+    });
     return button;
   }
 
