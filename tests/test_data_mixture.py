@@ -75,8 +75,8 @@ def test_mixtures_that_cannot_be() -> None:
 
 @pytest.mark.parametrize("kind", ["speech", "speechless"])
 def test_a_dialogue_is_wrapped_and_keeps_its_picture(kind: Kind) -> None:
-    visual = Numbered("visual", kind, length=30, image="p")
-    wrapped = Concatenated(visual, Numbered("general", kind, length=40), probability=1, longest=80)
+    visual, general = Numbered("visual", kind, length=30, image="p"), Numbered("general", kind, length=40)
+    wrapped = Concatenated(visual, general, probability=1, longest=80)
     lengths = set()
     for position in range(60):
         found, inner = wrapped[position], visual[position]
@@ -86,6 +86,7 @@ def test_a_dialogue_is_wrapped_and_keeps_its_picture(kind: Kind) -> None:
         assert str(position) in origins
         begins = [i for i in range(len(found) - 29) if np.array_equal(found.text[i : i + 30], inner.text)]
         at = next(i for i in begins if np.array_equal(found.speaker[i : i + 30], inner.speaker))
+        assert np.array_equal(found.text[:at], general[2 * position].text[:at])  # begins as a dialogue begins
         if inner.audio is not None and found.audio is not None:
             assert np.array_equal(found.audio[:, at : at + 30], inner.audio)
             assert found.audio.shape[1] == len(found)

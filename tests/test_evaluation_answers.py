@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moshivis.evaluation.answers import ask_spoken, ask_written, image_rows
+from moshivis.evaluation.answers import _Row, ask_spoken, ask_written, image_rows
 from moshivis.evaluation.recogniser import word_error_rate
 from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
-from moshivis.speech_lm.tokenizer import TextTokenizer
+from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
 
 
 def _generators(seeds: list[int]) -> list[torch.Generator]:
@@ -49,6 +49,22 @@ def test_spoken_rows_are_independent(tiny_model: MoshiVis, tiny_tokenizer: TextT
         assert one is not None and other is not None
         shared = min(len(one), len(other))
         assert shared and np.allclose(one[:shared], other[:shared], atol=1e-5)
+
+
+def test_what_is_said_before_the_question_ends_does_not_end_the_answer() -> None:
+    word, frame = 7, np.zeros(4, np.float32)
+    row = _Row(np.zeros((20, 4), np.float32))
+    row.asked = 0
+    for position in range(20):  # the assistant is interrupted after its second frame
+        row.take(word if position < 2 else PADDING, frame)
+    for _ in range(6):  # and takes a moment to answer
+        row.take(PADDING, frame)
+    waiting = row.over
+    row.take(word, frame)
+    for _ in range(20):
+        row.take(PADDING, frame)
+    assert (waiting, row.over, row.ended) == (False, True, True)
+    assert [position for position, _ in row.tokens] == [-20, -19, 6]
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1), st.lists(st.sampled_from("abc")))

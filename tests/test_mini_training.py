@@ -96,7 +96,7 @@ def test_written_samples_read_back(world_tokenizer: TextTokenizer) -> None:
 def test_patch_labels_say_what_covers_each_patch() -> None:
     scene = Scene((SceneObject("circle", "red", "big", "top left"), SceneObject("star", "blue", "small", "right")))
     pixels, labels = draw(scene, random.Random(0), 128, 8)
-    assert pixels.shape == (3, 128, 128) and labels.shape == (6, 16, 16)
+    assert pixels.shape == (3, 128, 128) and labels.shape == (len(ATTRIBUTES), 16, 16)
     red = labels[1] == 1 + ATTRIBUTES["colour"].index("red")
     assert red[:8, :8].any() and not red[8:].any()
     for row, column in np.argwhere(red)[:: max(1, red.sum() // 4)]:

@@ -1,7 +1,8 @@
 """`p_concat`: dialogues about a picture within other talk (paper, appendix on data).
 
 The model must learn to look when the talk is about the picture and not to when it is not. So, with some probability, a
-dialogue about a picture is put between pieces of two general dialogues; the picture is there all along.
+dialogue about a picture is put between pieces of two general dialogues; the picture is there all along. The first piece
+is the opening of its dialogue: every conversation begins as conversations begin, with the assistant's greeting.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Concatenated:
         if rng.random() >= self.probability or sample.image is None or room < 1:
             return sample
         before = int(rng.integers(room + 1))
-        prefix = random_cut(self.general[2 * position], before, rng)
+        prefix = random_cut(self.general[2 * position], before, rng, opening=True)
         suffix = random_cut(self.general[2 * position + 1], room - len(prefix), rng)
         return join([prefix, sample, suffix], sample.image)
 

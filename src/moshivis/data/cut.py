@@ -66,10 +66,13 @@ def cut(sample: Sample, begin: int, end: int) -> Sample:
     )
 
 
-def random_cut(sample: Sample, longest: int, rng: np.random.Generator) -> Sample:
-    """A piece of at most `longest` steps between two cut points; an empty one if no two are so near."""
+def random_cut(sample: Sample, longest: int, rng: np.random.Generator, *, opening: bool = False) -> Sample:
+    """A piece of at most `longest` steps between two cut points; an empty one if no two are so near.
+
+    `opening`: the piece begins where the sample begins.
+    """
     points = cut_points(sample)
-    begin = int(rng.choice(points[:-1]))
+    begin = 0 if opening else int(rng.choice(points[:-1]))
     ends = points[(points > begin) & (points <= begin + longest)]
     return cut(sample, begin, int(rng.choice(ends)) if len(ends) else begin)
 

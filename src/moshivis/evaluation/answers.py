@@ -93,8 +93,8 @@ class _Row:
             if token not in SPECIAL:
                 self.tokens.append((self.answering, token))
                 self.first = self.answering if self.first is None else self.first
-            pausing = self.tokens and self.frame - self.last_word >= PAUSE_FRAMES + 6
-            self.ended = bool(pausing) and self.answering > 0
+            quiet_since = max(self.last_word, self.asked + len(self.question))
+            self.ended = bool(self.tokens) and self.frame - quiet_since >= PAUSE_FRAMES + 6
             self.over = self.ended or self.answering >= ANSWER_FRAMES
         self.frame += 1
 

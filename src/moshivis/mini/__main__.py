@@ -52,7 +52,9 @@ def main() -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     from moshivis.mini.build import Build
+    from moshivis.mini.parallel import keep_memory
 
+    keep_memory()
     chain = Build(arguments.out, torch.device(arguments.device), arguments.workers)
     for name in [arguments.stage] if arguments.stage else STAGES:
         getattr(chain, name)()

@@ -57,12 +57,12 @@ def reverberate(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def colour(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A light equaliser: a smooth random response within ±4 dB, and now and then the low-pass of a poor line."""
+    """A light equaliser: a smooth random response within ±8 dB, and now and then the low-pass of a poor line."""
     size = len(audio) + SAMPLE_RATE // 10  # padded: what the filter smears must not come round to the beginning
     frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     bands = np.array([0.0, 150.0, 400.0, 1000.0, 2500.0, 6000.0, 12000.0])
-    response = 10 ** (np.interp(frequencies, bands, rng.uniform(-4.0, 4.0, len(bands))) / 20)
-    if rng.random() < 0.3:
+    response = 10 ** (np.interp(frequencies, bands, rng.uniform(-8.0, 8.0, len(bands))) / 20)
+    if rng.random() < 0.4:
         response /= np.sqrt(1.0 + (frequencies / rng.uniform(3000.0, 8000.0)) ** 8)
     return np.fft.irfft(np.fft.rfft(audio, size) * response, size)[: len(audio)]
 

@@ -156,7 +156,8 @@ def plan(seed: int = 0) -> list[PlannedShard]:
     """All shards of the training voices, in an order in which an unfinished folder already holds every voice.
 
     First some of the assistant's answers, then a shard of every user voice, then the other answers, then the rest of
-    the user voices with the assistant's descriptions between them, and at last more questions.
+    the user voices with the assistant's descriptions between them, then more questions, and at last more of everything
+    in the flite voices: they are few, and the voice kept out of training is one of theirs.
     """
     rng = random.Random(seed)
     users = [list(_chunks(voice, _user_clips(voice, seed))) for voice in USER_VOICES]
@@ -168,7 +169,8 @@ def plan(seed: int = 0) -> list[PlannedShard]:
     for number in range(max(len(described), (len(rest) + 2) // 3)):
         ordered += [*rest[3 * number : 3 * number + 3], *described[number : number + 1]]
     more = [list(_chunks(voice, _more_questions(voice, seed))) for voice in USER_VOICES]
-    ordered += [chunk for turn in zip_longest(*more) for chunk in turn if chunk]
+    rare = [list(_chunks(voice, _user_clips(voice, seed + 1))) for voice in USER_VOICES if voice.engine == "flite"]
+    ordered += [chunk for kind in (more, rare) for turn in zip_longest(*kind) for chunk in turn if chunk]
     return [
         PlannedShard(index=index, voice=voice, seed=seed * 100_003 + index, clips=clips)
         for index, (voice, clips) in enumerate(ordered)

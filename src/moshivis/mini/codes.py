@@ -20,13 +20,14 @@ from rich.progress import track
 
 from moshivis.codec import Mimi
 from moshivis.files import atomic_write
+from moshivis.mini import parallel
 from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.voices import SAMPLE_RATE
 
 FRAME = 1920  # samples
 LEAD_FRAMES, TAIL_FRAMES = 3, 3  # silence before (dropped) and after (kept) each clip
-TAKES, SPEEDS = 3, (0.9, 1.1)  # of a user's clip
+TAKES, SPEEDS = 3, (0.86, 1.16)  # of a user's clip
 SILENCE_FRAMES, NUM_BACKGROUNDS = 256, 24
 BATCH = 16
 
@@ -90,6 +91,7 @@ _clips: ClipStore
 def _open(codec: Mimi, folder: Path) -> None:
     global _codec, _clips  # one of each per worker process
     torch.set_num_threads(1)
+    parallel.keep_memory()
     _codec, _clips = codec, ClipStore(folder)
 
 

@@ -27,14 +27,17 @@ from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 FRAME_SECONDS = 0.08
 IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
+SPOKEN_SCENELESS = (*SCENELESS_FAMILIES, "knowledge")  # as often as they stand here: facts have the most rare words
 HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
 # Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
 # about several times: finding the right one of two objects is what takes longest to learn.
-TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.2
+TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.25
 TELLING = ("there", "and", "there_text", "and_text")  # kinds of clips that tell scenes
 WRITING_SHARE = 0.25  # of told scenes
 READ_SHARE = 0.35  # of the questions about a scene with a writing
 INTERRUPTED_SHARE = 0.1  # of the assistant's turns
+# flite's voices are harder to understand than espeak's, and one is of the kind that training never hears
+VOICE_TURNS = {"flite-kal": 2, "flite-kal16": 2, "flite-awb": 4}
 MISHEARD_SHARE = 0.2  # at most, of the user's codes
 TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
@@ -97,9 +100,8 @@ class Spoken:
                     self.whole[clip.voice].append(i)
                 else:
                     self.questions[clip.voice, clip.query.family].append(i)
-        # flite's voices are harder to understand than espeak's: each counts twice
         voices = sorted({voice for voice, _ in self.questions})
-        self.voices = voices + [voice for voice in voices if voice.startswith("flite")]
+        self.voices = [voice for voice in voices for _ in range(VOICE_TURNS.get(voice, 1))]
 
     def without_picture(self, rng: random.Random) -> Sample:
         """Pretraining: scenes that the user tells and asks about, scenes that nobody told, knowledge, small talk."""
@@ -109,7 +111,7 @@ class Spoken:
         def next_turn(voice: str) -> _Turn | None:
             nonlocal scene
             if rng.random() < SCENELESS_SHARE:
-                return self._question(voice, rng.choice(SCENELESS_FAMILIES), Scene(()), rng)
+                return self._question(voice, rng.choice(SPOKEN_SCENELESS), Scene(()), rng)
             if told and self.whole[voice] and rng.random() < 0.08:
                 clip = rng.choice(self.whole[voice])
                 reply = self._reply(grammar.answer(self.queries[clip], self.codes.clips.clips[clip].scene))

@@ -6,6 +6,7 @@ disturbed when a core is busy with something else.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import shutil
@@ -20,13 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-# Keeps memory that a step frees instead of giving it back to the system: on a CPU a step is a fifth faster for it,
-# and twice as fast when both cores are busy. Read by the C library when a process starts.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-}
+# Parameters of glibc's mallopt (malloc.h) and values that keep freed memory in the process.
+_KEEPING = {-1: -1, -2: 256 << 20, -3: 32 << 20}  # M_TRIM_THRESHOLD: never; M_TOP_PAD; M_MMAP_THRESHOLD: its maximum
 COMPILED_FROM_STEPS = 500
 
 
@@ -35,8 +31,6 @@ def run(workers: int, function: Callable[..., Any], *arguments: Any) -> None:
     if workers == 1:
         function(0, 1, *arguments)
         return
-    for name, value in ALLOCATOR.items():
-        os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as folder:
         spawn(_worker, args=(workers, Path(folder) / "rendezvous", function, arguments), nprocs=workers)
 
@@ -44,6 +38,7 @@ def run(workers: int, function: Callable[..., Any], *arguments: Any) -> None:
 def _worker(rank: int, workers: int, rendezvous: Path, function: Callable[..., Any], arguments: tuple) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
+    keep_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
     function(rank, workers, *arguments)
@@ -56,6 +51,18 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, for its next step, instead of giving it back to the system.
+
+    On a CPU a training step is a fifth faster for it, and twice as fast when both cores are busy. Does nothing where
+    the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in _KEEPING.items():
+            mallopt(parameter, value)
 
 
 def worth_compiling(steps: int, device: torch.device) -> bool:

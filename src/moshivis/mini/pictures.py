@@ -22,7 +22,17 @@ from moshivis.vision.image import image_to_tensor, resize_bicubic
 
 OBJECT_ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
-ATTRIBUTES = {**OBJECT_ATTRIBUTES, "letter": LETTERS, "text": TEXTS}
+COUNTS = ("one", "two", "three", "four")
+# What a patch can show. "same_…": how many objects of the picture share the object's shape, colour or size; "order":
+# its rank in reading order; "objects": how many there are in the picture, which is asked of every patch.
+ATTRIBUTES = {
+    **OBJECT_ATTRIBUTES,
+    **{f"same_{name}": COUNTS for name in ("shape", "colour", "size")},
+    "order": COUNTS,
+    "letter": LETTERS,
+    "text": TEXTS,
+    "objects": ("none", *COUNTS),
+}
 CHUNK = 500
 PHOTO_SHARE = 0.25
 
@@ -33,7 +43,7 @@ class Pictures:
 
     scenes: list[Scene]
     pixels: np.ndarray  # [N, 3, S, S] uint8
-    labels: np.ndarray  # [N, 6, P, P] uint8: 1 + index of the attribute's value on each patch, 0 = background
+    labels: np.ndarray  # [N, len(ATTRIBUTES), P, P] uint8: 1 + index of the value on each patch, 0 = there is none
 
 
 def draw_pictures(stage: Stage, count: int, image_size: int, patch_size: int, workers: int = 2) -> Pictures:
@@ -71,7 +81,7 @@ def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int) -> N
 
 
 def draw(scene: Scene, rng: random.Random, image_size: int, patch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A scene's pixels [3, S, S] and patch labels [6, P, P]."""
+    """A scene's pixels [3, S, S] and patch labels [len(ATTRIBUTES), P, P]."""
     drawing = draw_with_boxes(scene, rng)
     if rng.random() < PHOTO_SHARE:
         drawing = _photographed(drawing, rng)
@@ -79,10 +89,14 @@ def draw(scene: Scene, rng: random.Random, image_size: int, patch_size: int) -> 
     patches = image_size // patch_size
     labels = np.zeros((len(ATTRIBUTES), patches, patches), np.uint8)
     channels = dict(zip(ATTRIBUTES, labels, strict=True))
-    for thing, box in zip(scene.objects, drawing.boxes, strict=True):
+    channels["objects"][:] = 1 + len(scene.objects)
+    for order, (thing, box) in enumerate(zip(scene.objects, drawing.boxes, strict=True)):
         covered = _covered(box, patches)
+        channels["order"][covered] = 1 + order
         for name, values in OBJECT_ATTRIBUTES.items():
             channels[name][covered] = 1 + values.index(getattr(thing, name))
+            if (same := f"same_{name}") in channels:
+                channels[same][covered] = sum(getattr(other, name) == getattr(thing, name) for other in scene.objects)
     for letter, box in drawing.letters:
         assert scene.writing is not None
         covered = _covered(box, patches)
