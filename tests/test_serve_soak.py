@@ -1,7 +1,8 @@
-"""Two conversations for half an hour: memory stays flat, nothing falls ever further behind, nobody is cut off.
+"""Conversations for half an hour: memory stays flat, nothing falls ever further behind, nobody is cut off.
 
-The environment variable MOSHIVIS_SOAK_SECONDS sets another length. No assertion asks how fast the machine is: one that
-cannot keep up drops frames, and drops them in the open. What is found is printed as a line of JSON (pytest -s).
+The environment variables MOSHIVIS_SOAK_SECONDS and MOSHIVIS_SOAK_SESSIONS set another length and another number of
+conversations than two. No assertion asks how fast the machine is: one that cannot keep up drops frames, and drops them
+in the open. What is found is printed as a line of JSON (pytest -s).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from serve_support import PATIENCE
 from server_process import get, started
 
 SECONDS = float(os.environ.get("MOSHIVIS_SOAK_SECONDS", "1800"))
+SESSIONS = int(os.environ.get("MOSHIVIS_SOAK_SESSIONS", "2"))
 SAMPLE_SECONDS = 10.0 if SECONDS >= 300 else SECONDS / 30
 PICTURE_SECONDS = 60.0  # between two pictures of the one who sees
 GROWTH = 16 * 2**20  # bytes of resident memory that the server may gain after the first fifth
@@ -156,10 +158,11 @@ def fifths(samples: list[tuple[float, float]] | list[tuple[float, int]]) -> list
 
 
 @pytest.mark.timeout(SECONDS + 600)
-def test_two_conversations_leave_the_server_as_it_was() -> None:
-    talkers = [Talker("picture=1&seed=1"), Talker("picture=0&audio=pcm&seed=2")]
-    limit = str(SECONDS + 900)
-    with started("--no-page", "--sessions", "2", "--threads", "1", "--session-seconds", limit) as server:
+def test_conversations_leave_the_server_as_it_was() -> None:
+    kinds = ("picture=1", "picture=0&audio=pcm")
+    talkers = [Talker(f"{kinds[number % 2]}&seed={number + 1}") for number in range(SESSIONS)]
+    limits = ("--sessions", str(SESSIONS), "--session-seconds", str(SECONDS + 900))
+    with started("--no-page", "--threads", "1" if SESSIONS <= 2 else "2", *limits) as server:
         http = server.address().rstrip("/")
         memory = asyncio.run(soak(http, talkers))
         metrics = get(f"{http}/metrics").decode()
@@ -184,8 +187,8 @@ def test_two_conversations_leave_the_server_as_it_was() -> None:
     for talker, lag in zip(talkers, lags, strict=True):
         assert max(lag) <= LAG and lag[-1] - lag[1] <= QUEUE
         assert talker.received > 0 and talker.words > 0
-    assert talkers[0].pictures >= 3
-    assert measured(metrics, "moshivis_sessions_started_total") == 2
+    assert all(talker.pictures >= 3 for talker in talkers[::2])
+    assert measured(metrics, "moshivis_sessions_started_total") == SESSIONS
     assert status == 0 and not any("Traceback" in line for line in server.log)
     ends = [line for line in server.log if "ends: chat" in line]
-    assert len(ends) == 2 and all(line.endswith("frames, closed") for line in ends)
+    assert len(ends) == SESSIONS and all(line.endswith("frames, closed") for line in ends)

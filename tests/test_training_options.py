@@ -250,6 +250,15 @@ def test_validation_measures_and_generates(run: Any, packed: Path) -> None:
     assert len(json.loads((folder / "speechless-1.json").read_text())["pieces"]) > 0
 
 
+def test_new_adapters_begin_as_loud_as_asked_for(run: Any) -> None:
+    quiet, loud = (
+        weights(run(f"scale-{scale}", adapters__fresh=True, adapters__out_scale=scale, optimiser__rate=0.0))
+        for scale in (1.0, 8.0)
+    )
+    for name, weight in quiet.items():
+        assert torch.equal(loud[name], weight * (8.0 if ".out." in name else 1.0)), name
+
+
 def test_trackers(run: Any) -> None:
     out = run(report={"every": 1, "tensorboard": True})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -49,6 +49,8 @@ def test_yaml_and_words_over_it(tmp_path: Path) -> None:
         ("steps=0", "steps must be 1 or more, not 0"),
         ("loss.user=-1", "loss.user must be 0 or more"),
         ("data.p_audio=1.5", "data.p_audio is a share from 0 to 1, not 1.5"),
+        ("adapters.out_scale=0", "adapters.out_scale must be above 0, not 0"),
+        ("adapters.out_scale=2", "adapters.out_scale is for adapters that start anew"),
         ("optimiser.ema=1", "optimiser.ema is a decay"),
         ("optimiser.betas=[0.9]", "optimiser.betas are two numbers"),
         ("batch.rows=10", "batch.rows=10 with data.p_audio=0.25 and 1 rank.* gives 2.5 speech and 7.5 speechless"),

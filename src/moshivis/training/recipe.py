@@ -30,6 +30,7 @@ class AdapterRecipe:
     gate_activation: Literal["sigmoid", "tanh"] | None = None
     sharing: Literal["qkv", "kv", "none"] | None = None
     layers: tuple[int, ...] | None = None
+    out_scale: float = 1.0  # of the output matrices that new adapters begin with; a sigmoid gate begins at 1/56
 
     def changes(self) -> dict[str, object]:
         """The fields of `AdapterConfig` that are to differ."""
@@ -203,6 +204,10 @@ class Recipe:
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise InputError(f"{name} is a share from 0 to 1, not {share:g}")
+        if not self.adapters.out_scale > 0:
+            raise InputError(f"adapters.out_scale must be above 0, not {self.adapters.out_scale:g}")
+        if self.adapters.out_scale != 1 and not (self.adapters.fresh or self.adapters.changes()):
+            raise InputError("adapters.out_scale is for adapters that start anew: set adapters.fresh=true")
         if not 0 <= optimiser.ema < 1:
             raise InputError(f"optimiser.ema is a decay from 0 (off) to below 1, not {optimiser.ema:g}")
         if len(optimiser.betas) != 2 or not all(0 <= beta < 1 for beta in optimiser.betas):

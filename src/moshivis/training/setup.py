@@ -107,6 +107,9 @@ def set_up(model: MoshiVis, recipe: Recipe) -> None:
             torch.manual_seed(recipe.seed)  # on the CPU: the same on every device and rank
             where = "meta" if device.type == "meta" else "cpu"
             replace_adapters(model, config, model.config.vision.projection_norm, where)
+        assert model.adapters is not None
+        for out in model.adapters.out:
+            out.get_parameter("weight").data.mul_(recipe.adapters.out_scale)
     if recipe.train == "lora":
         add_lora(model.speech_lm.backbone, recipe.lora, torch.Generator().manual_seed(recipe.seed))
     model.requires_grad_(False)
