@@ -1,11 +1,19 @@
 """Asking many questions at once: a row's answer does not depend on its neighbours."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moshivis.evaluation.answers import _Row, ask_spoken, ask_written, image_rows
+from moshivis.evaluation.answers import (
+    GREETING_FRAMES,
+    PAUSE_FRAMES,
+    _Row,
+    ask_spoken,
+    ask_written,
+    image_rows,
+)
 from moshivis.evaluation.recogniser import word_error_rate
 from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
@@ -65,6 +73,17 @@ def test_what_is_said_before_the_question_ends_does_not_end_the_answer() -> None
         row.take(PADDING, frame)
     assert (waiting, row.over, row.ended) == (False, True, True)
     assert [position for position, _ in row.tokens] == [-20, -19, 6]
+
+
+@pytest.mark.parametrize("greets", [True, False])
+def test_the_question_waits_for_the_greeting(greets: bool) -> None:
+    row = _Row(np.ones((2, 4), np.float32))
+    for frame in range(GREETING_FRAMES + 2):
+        asking = row.next_frame().any()
+        row.take(7 if greets and frame == 3 else PADDING, np.zeros(4, np.float32))
+        assert asking == (row.asked is not None and frame < row.asked + 2)
+    assert row.greeted == greets
+    assert row.asked == (4 + PAUSE_FRAMES if greets else GREETING_FRAMES)
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1), st.lists(st.sampled_from("abc")))

@@ -32,6 +32,7 @@ class Answer:
     reaction_frames: int | None = None  # from the end of the question to the first word; None if there was none
     audio: np.ndarray | None = None  # [T] the assistant's speech, from the end of the question on
     tokens: tuple[tuple[int, int], ...] = ()  # of a spoken answer: frames from the end of the question, text token
+    greeted: bool = True  # the assistant spoke first
 
 
 def ask_spoken(
@@ -69,7 +70,7 @@ class _Row:
         self.tokens: list[tuple[int, int]] = []
         self.first: int | None = None
         self.audio: list[np.ndarray] = []
-        self.over = self.ended = False
+        self.over = self.ended = self.greeted = False
 
     @property
     def answering(self) -> int:
@@ -79,7 +80,7 @@ class _Row:
     def next_frame(self) -> np.ndarray:
         greeted = 0 <= self.last_word < self.frame - PAUSE_FRAMES
         if self.asked is None and (greeted or self.frame >= GREETING_FRAMES):
-            self.asked = self.frame
+            self.asked, self.greeted = self.frame, self.last_word >= 0
         position = -1 if self.asked is None else self.frame - self.asked
         inside = 0 <= position < len(self.question)
         return self.question[position] if inside else np.zeros_like(self.question[0])
@@ -101,7 +102,7 @@ class _Row:
     def answer(self, tokenizer: TextTokenizer) -> Answer:
         audio = np.concatenate(self.audio) if self.audio else None
         text = tokenizer.decode([token for _, token in self.tokens])
-        return Answer(text, self.ended, self.first, audio, tuple(self.tokens))
+        return Answer(text, self.ended, self.first, audio, tuple(self.tokens), self.greeted)
 
 
 def ask_written(

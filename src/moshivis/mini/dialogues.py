@@ -44,6 +44,7 @@ TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
 # either how to say an answer, or which one: then its own channel holds a recording of another answer.
 SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn to speak, only not to disturb it
+MISSING_KEPT = 0.08  # most spoken questions ask for something that a given scene does not have: few of these are kept
 SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
 
 
@@ -181,8 +182,7 @@ class Spoken:
         for _ in range(60 if candidates else 0):
             clip = rng.choice(candidates)
             turn = grammar.answer(self.queries[clip], scene)
-            # most spoken questions ask for something that a given scene does not have: keep few of these
-            if turn is None or (turn.facts["missing"] and rng.random() < 0.95):
+            if turn is None or (turn.facts["missing"] and rng.random() >= MISSING_KEPT):
                 continue
             reply = self._reply(turn)
             if reply:

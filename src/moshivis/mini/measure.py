@@ -212,7 +212,7 @@ def _words(text: str) -> list[str]:
 
 
 def _manners(answers: list[Answer]) -> dict:
-    """When answers start, and the share of those that never start or do not end."""
+    """When answers start, the share of those that never start or do not end, and how many conversations it opened."""
     reactions = [answer.reaction_frames * FRAME_MS for answer in answers if answer.reaction_frames is not None]
     bad = sum(answer.reaction_frames is None or not answer.ended for answer in answers)
     prompt = sum(PROMPT_MS[0] <= reaction <= PROMPT_MS[1] for reaction in reactions)
@@ -220,6 +220,7 @@ def _manners(answers: list[Answer]) -> dict:
         "reaction_ms_median": median(reactions) if reactions else None,
         "prompt_reactions": prompt / len(answers),
         "silent_or_runaway": bad / len(answers),
+        "greeted": sum(answer.greeted for answer in answers) / len(answers),
     }
 
 
@@ -243,7 +244,7 @@ def report(result: dict, console: Console | None = None) -> None:
     table.add_row("read", *(f"{result[name]['read']:.0%}" for name in names))
     for key in ("relative_cider", "right"):
         table.add_row(f"describe: {key}", *(f"{result[name]['describe'][key]:.2f}" for name in names))
-    for key in ("speech_word_error", "reaction_ms_median", "prompt_reactions", "silent_or_runaway"):
+    for key in ("speech_word_error", "reaction_ms_median", "prompt_reactions", "silent_or_runaway", "greeted"):
         values = [result[name].get(key) for name in names]
         table.add_row(key, *("" if value is None else f"{value:.3g}" for value in values))
     for key in ("fell_silent", "right"):

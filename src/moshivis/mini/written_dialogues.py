@@ -68,7 +68,7 @@ class Written:
         self, scene: Scene, rng: random.Random, families: tuple[str, ...]
     ) -> Iterator[tuple[str, Turn]]:
         while True:
-            turn = _ask(scene, choose_family(scene, rng, families), rng)
+            turn = grammar.ask(scene, choose_family(scene, rng, families), rng)
             if turn is not None:
                 yield "", turn
 
@@ -113,5 +113,6 @@ def _scene_to_tell(rng: random.Random, counts: tuple[int, ...]) -> Scene:
 
 
 def _ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
+    """As `grammar.ask`, but half of the questions for something that nobody told are left out."""
     turn = grammar.ask(scene, family, rng)
     return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn
