@@ -20,13 +20,14 @@ from moshivis.mini.adapter_training import AboutPictures, General, as_training, 
 from moshivis.mini.batches import spoken_batch, written_batch
 from moshivis.mini.codes import ClipCodes
 from moshivis.mini.dialogues import Spoken
+from moshivis.mini.grammar import GREETINGS
 from moshivis.mini.language_training import PADDING_WEIGHT, USER_WEIGHT, Sources
 from moshivis.mini.pictures import _draw_chunk, open_pictures
 from moshivis.mini.recipe import CODEBOOKS, FRAMES, TOKENS, mini
 from moshivis.mini.scenes import Scene
 from moshivis.mini.stage import Stage
 from moshivis.mini.written_dialogues import Written
-from moshivis.speech_lm.tokenizer import TextTokenizer
+from moshivis.speech_lm.tokenizer import END_OF_PADDING, TextTokenizer
 from moshivis.training.batch import collate
 from moshivis.training.recipe_file import read_recipe
 
@@ -83,8 +84,10 @@ def test_talk_about_pictures_is_the_same_every_time_and_about_its_own_rows(
     wrapped = adapter_training._wrapped("speechless", written, drawn, range(3, 6), TOKENS)
     texts = [wrapped[position] for position in range(60)]
     assert all(len(sample) <= TOKENS and sample.image is not None for sample in texts)
-    starts = [sample for sample in texts if sample.text[0] != 0]  # not with a greeting: other talk comes first
-    assert 0 < len(starts) < 30
+    assert all(sample.text[0] == END_OF_PADDING for sample in texts)  # whatever comes first, it begins with a greeting
+    said = [world_tokenizer.decode(sample.text) for sample in texts]
+    twice = [text for text in said if sum(text.count(greeting) for greeting in GREETINGS) > 1]
+    assert 0 < len(twice) < 30  # other talk came first
     general = General("speechless", written)
     assert general[0].image is None
     with pytest.raises(KeyError):
