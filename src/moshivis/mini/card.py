@@ -26,8 +26,8 @@ photos of a print. A recogniser trained on the assistant's original voice errs i
 99 % of turns. Interrupted, it falls silent in all cases, and answers what it is then asked rightly in 70 % (45 % in the
 unheard voice). `python -m moshivis.mini measure` prints these figures.
 
-It is weak where a question names a thing by its colour, place or size and not by its shape, in writing too: it has not
-learnt to carry what its own answer named three words ago to the word that depends on it.
+It is weak where a question names a thing by its place only, at counting, where what is asked about is not there, and at
+the end of long spoken answers.
 
 It was not made in one go. The speech LM was trained in five sittings: 3,250, 6,000, 4,000 and 5,000 steps with earlier
 versions of recipe and world, then 5,000 from those weights, as the code has it now but for the rates (Muon and AdamW
