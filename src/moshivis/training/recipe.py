@@ -207,7 +207,7 @@ class Recipe:
         if not self.adapters.out_scale > 0:
             raise InputError(f"adapters.out_scale must be above 0, not {self.adapters.out_scale:g}")
         if self.adapters.out_scale != 1 and not (self.adapters.fresh or self.adapters.changes()):
-            raise InputError("adapters.out_scale is for adapters that start anew: set adapters.fresh=true")
+            raise InputError("adapters.out_scale is for adapters that start anew: set it to 1, or adapters.fresh=true")
         if not 0 <= optimiser.ema < 1:
             raise InputError(f"optimiser.ema is a decay from 0 (off) to below 1, not {optimiser.ema:g}")
         if len(optimiser.betas) != 2 or not all(0 <= beta < 1 for beta in optimiser.betas):
