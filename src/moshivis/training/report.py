@@ -182,7 +182,7 @@ class _Hosted:
         self.module.init(project=project, name=Path(recipe.out).name, config=recipe_to_dict(recipe))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self.module.log(dict(numbers), step=step)
+        self.module.log({name: value for name, value in numbers.items() if name != "step"}, step=step)
 
     def close(self) -> None:
         self.module.finish()
