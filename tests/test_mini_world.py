@@ -143,23 +143,28 @@ def test_outlines_have_about_one_size(shape: str) -> None:
     ("fields", "expected"),
     [
         ({"family": "colour", "shape": "star"}, "The star is blue."),
-        ({"family": "colour", "place": "left"}, "The circle is red."),
-        ({"family": "colour", "shape": "heart"}, "There is no heart."),
-        ({"family": "shape", "colour": "blue"}, "The blue one is a star."),
-        ({"family": "shape", "place": "bottom"}, "There is nothing at the bottom."),
+        ({"family": "colour", "place": "left"}, "On the left is a red circle."),
+        ({"family": "colour", "shape": "heart"}, "The heart is not there."),
+        ({"family": "colour", "shape": "star", "place": "top"}, "The star at the top is blue."),
+        ({"family": "shape", "colour": "blue"}, "A blue star."),
+        ({"family": "shape", "colour": "green"}, "A green thing is not there."),
+        ({"family": "shape", "place": "top"}, "At the top is a blue star."),
+        ({"family": "shape", "place": "bottom"}, "At the bottom is nothing."),
         ({"family": "size", "shape": "circle"}, "The circle is big."),
-        ({"family": "place", "colour": "red"}, "The circle is on the left."),
-        ({"family": "count", "shape": "circle"}, "There is one circle."),
-        ({"family": "count", "shape": "cross"}, "There are no crosses."),
-        ({"family": "count"}, "There are two objects."),
-        ({"family": "yes_no", "shape": "star", "colour": "blue"}, "There is a blue star, so yes."),
-        ({"family": "yes_no", "shape": "star", "colour": "green"}, "The star is blue, so no."),
-        ({"family": "yes_no", "shape": "heart", "colour": "green"}, "There is no heart, so no."),
-        ({"family": "yes_no", "colour": "green"}, "There is nothing green, so no."),
+        ({"family": "size", "place": "left"}, "On the left is a big circle."),
+        ({"family": "place", "colour": "red"}, "The red circle is on the left."),
+        ({"family": "place", "colour": "green"}, "The green thing is not there."),
+        ({"family": "count", "shape": "circle"}, "The number of circles is one."),
+        ({"family": "count", "shape": "cross"}, "The number of crosses is zero."),
+        ({"family": "count"}, "The number of objects is two."),
+        ({"family": "yes_no", "shape": "star", "colour": "blue"}, "A blue star is there, so yes."),
+        ({"family": "yes_no", "shape": "star", "colour": "green"}, "A green star is not there, so no."),
+        ({"family": "yes_no", "shape": "heart", "colour": "green"}, "A green heart is not there, so no."),
+        ({"family": "yes_no", "colour": "green"}, "A green thing is not there, so no."),
         ({"family": "yes_no", "shape": "star", "claim": "top"}, "The star is at the top, so yes."),
-        ({"family": "yes_no", "colour": "red", "claim": "heart"}, "The red one is a circle, so no."),
+        ({"family": "yes_no", "colour": "red", "claim": "heart"}, "A red circle, so no."),
         ({"family": "misleading", "shape": "star", "claim": "green"}, "The star is blue, not green."),
-        ({"family": "misleading", "shape": "heart", "claim": "green"}, "There is no heart."),
+        ({"family": "misleading", "shape": "heart", "claim": "green"}, "The heart is not there."),
         ({"family": "misleading", "shape": "star", "claim": "blue"}, None),
         (
             {"family": "describe"},
@@ -179,9 +184,9 @@ def test_answers(fields: dict[str, Any], expected: str | None) -> None:
 def test_a_question_that_could_mean_two_objects_has_no_answer() -> None:
     scene = Scene((BLUE_STAR, GREEN_STAR))
     assert reply(scene, family="colour", shape="star") is None
-    assert reply(scene, family="colour", shape="star", size="big") == "The star is green."
-    assert reply(scene, family="count", shape="star") == "There are two stars."
-    assert reply(scene, family="yes_no", shape="star", colour="red") == "There is no red star, so no."
+    assert reply(scene, family="colour", shape="star", size="big") == "The big star is green."
+    assert reply(scene, family="count", shape="star") == "The number of stars is two."
+    assert reply(scene, family="yes_no", shape="star", colour="red") == "A red star is not there, so no."
 
 
 def test_nothing_is_answered_from_what_was_left_unsaid() -> None:
@@ -269,12 +274,11 @@ def test_an_answer_with_another_fact_is_wrong(seed: int, family: str) -> None:
                 assert not judge(turn, true.replace(f"so {verdict}.", f"so {other}."))
         true = true.rpartition(", so")[0]
     if turn.facts["missing"]:
-        return  # "There is no heart": another shape may be missing as well
+        return  # "The heart is not there": another shape may be missing as well
     words = true.rstrip(".").split()
     for index, word in enumerate(words):
         for group in groups:
-            # "The blue one is a star" asks for the shape, but a wrong colour contradicts the picture too.
-            if word not in group or (word == "one" and words[index - 2 : index - 1] == ["The"]):
+            if word not in group:
                 continue
             present = {thing[kind] for thing in turn.facts["present"] for kind in ("shape", "colour", "size", "place")}
             strangers = [value for value in group if value not in present and value != word]
@@ -294,7 +298,15 @@ def test_an_answer_with_another_fact_is_wrong(seed: int, family: str) -> None:
         ({"family": "colour", "shape": "star"}, "The star is not blue.", False),
         ({"family": "colour", "shape": "star"}, "The star is blue and red.", False),
         ({"family": "colour", "shape": "star"}, "There is no star.", False),
+        ({"family": "colour", "shape": "star"}, "The star is not there.", False),
         ({"family": "colour", "shape": "heart"}, "I see no heart.", True),
+        ({"family": "colour", "shape": "heart"}, "There is no heart.", True),
+        ({"family": "colour", "shape": "heart"}, "The circle is not there.", False),
+        ({"family": "shape", "place": "bottom"}, "There is nothing at the bottom.", True),
+        ({"family": "shape", "place": "bottom"}, "On the left is nothing.", False),
+        ({"family": "shape", "place": "left"}, "On the left is nothing.", False),
+        ({"family": "shape", "colour": "blue"}, "The blue one is a star.", True),
+        ({"family": "shape", "colour": "blue"}, "A blue star is not in the picture.", False),
         ({"family": "colour", "shape": "heart"}, "The heart is red.", False),
         ({"family": "place", "shape": "star"}, "It is at the top.", True),
         ({"family": "place", "shape": "star"}, "At the top left.", False),
@@ -310,6 +322,10 @@ def test_an_answer_with_another_fact_is_wrong(seed: int, family: str) -> None:
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "The star is not green, so no.", True),
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "There is no star, so no.", False),
         ({"family": "yes_no", "shape": "star", "claim": "blue"}, "Yes, no.", False),
+        ({"family": "yes_no", "shape": "star", "colour": "green"}, "The star is blue, so no.", True),
+        ({"family": "yes_no", "shape": "star", "colour": "green"}, "A blue star is not there, so no.", False),
+        ({"family": "yes_no", "shape": "star", "colour": "green"}, "A green star is there, so yes.", False),
+        ({"family": "yes_no", "shape": "star", "colour": "blue"}, "There is one, so yes.", True),
         ({"family": "misleading", "shape": "star", "claim": "green"}, "It is blue.", True),
         ({"family": "misleading", "shape": "star", "claim": "green"}, "It is green.", False),
         ({"family": "misleading", "shape": "star", "claim": "green"}, "The star is green, not blue.", False),
@@ -346,7 +362,7 @@ def test_yes_and_no_are_balanced_and_missing_things_are_asked_about() -> None:
 
 
 def test_the_world_can_be_spoken_and_written() -> None:
-    assert len(ALL_ANSWERS) < 3000
+    assert len(ALL_ANSWERS) < 9000
     assert len(grammar.GREETINGS) >= 6
     assert len(VOCABULARY) < 400
     queries = grammar.all_questions(random.Random(0), 400)

@@ -1,8 +1,9 @@
 """Answers of the miniature world: what a query's answer is for a given scene, and the facts that make it right.
 
-Answers are short sentences of one form each that name the looked-up fact before the verdict ("The star is blue, so
-no."): a small model that speaks while it thinks finds the verdict from its own words. An answer never needs what was
-left unsaid of a scene, and a question that could mean two objects has no answer.
+Answers are short sentences of one form each. They begin with the question's own words for what they are about, then
+comes what was looked up, at last the verdict ("The star is blue, so no."; "A blue star is not there, so no."): a small
+model that speaks while it thinks looks up what it has just named, and finds the verdict from its own words. An answer
+never needs what was left unsaid of a scene, and a question that could mean two objects has no answer.
 """
 
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from moshivis.mini import knowledge
 from moshivis.mini.language import (
     NUMBERS,
     PLACE_PHRASES,
+    article,
     capitalise,
     normalise,
     object_phrase,
@@ -20,7 +22,7 @@ from moshivis.mini.language import (
     writing_phrase,
 )
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn, claim_phrase, kind_of, render
-from moshivis.mini.scenes import Scene, SceneObject
+from moshivis.mini.scenes import SHAPES, Scene, SceneObject
 
 ATTRIBUTES = ("shape", "colour", "size", "place")
 
@@ -66,9 +68,27 @@ def _answer(query: Query, scene: Scene) -> Turn | None:
     value = getattr(thing, query.family)
     if value is None:
         return None
-    if query.family == "shape":
-        return _turn(query, f"The {thing.colour} one is {claim_phrase(value)}.", _about(thing, shape=value))
-    return _turn(query, f"The {thing.shape} is {claim_phrase(value)}.", _about(thing, **{query.family: value}))
+    return _turn(query, f"{_fact(query, thing, query.family)}.", _about(thing, **{query.family: value}))
+
+
+def _fact(query: Query, thing: SceneObject, kind: str) -> str:
+    """The attribute `kind` of the thing that a query refers to: 'The orange heart is big', 'On the left is a red star'.
+
+    To be asked for the shape of an orange thing is to be told 'An orange heart'.
+    """
+    value = getattr(thing, kind)
+    if query.place and not query.shape:
+        words = f"{value if kind == 'size' else thing.colour} {thing.shape}"
+        return capitalise(f"{PLACE_PHRASES[query.place]} is {article(words)}")
+    if kind == "shape":
+        return capitalise(article(_named(query, value)))
+    return f"The {_named(query, thing.shape)} is {claim_phrase(value)}"
+
+
+def _named(query: Query, noun: str) -> str:
+    """The noun with the words by which a query refers to it: 'big star', 'star on the left'."""
+    words = (query.size, query.colour, noun, PLACE_PHRASES.get(query.place or ""))
+    return " ".join(word for word in words if word)
 
 
 def description(scene: Scene) -> str:
@@ -109,35 +129,26 @@ def _answer_count(query: Query, scene: Scene) -> Turn | None:
     if found is None:
         return None
     number = len(found)
-    noun = query.shape or "object"
-    words = " ".join(word for word in (query.size, query.colour, noun if number == 1 else plural(noun)) if word)
     facts: dict[str, Any] = {"count": number, **_allowed(*found), "missing": number == 0}
-    _allow(facts, query)
-    if number == 0:
-        return _turn(query, f"There are no {words}.", facts)
-    return _turn(query, f"There {'is' if number == 1 else 'are'} {NUMBERS[number]} {words}.", facts)
+    for kind, values in named_attributes(query).items():
+        facts["allowed"][kind] = sorted({*facts["allowed"].get(kind, ()), *values})
+    things = _named(query, plural(query.shape or "object"))
+    return _turn(query, f"The number of {things} is {NUMBERS[number]}.", facts)
 
 
 def _answer_existence(query: Query, scene: Scene) -> Turn | None:
     found = _find(query, scene)
     if found is None:
         return None
-    if len(found) == 1:
-        thing = found[0]
-        text = f"There is {object_phrase(SceneObject(thing.shape, thing.colour))}, so yes."
-        return _turn(query, text, {"verdict": "yes", "count_allowed": 1, **_allowed(thing)})
     if found:
-        noun = " ".join(word for word in (query.colour, plural(query.shape or "object")) if word)
+        text = capitalise(article(_named(query, found[0].shape)))
         facts = {"verdict": "yes", "count_allowed": len(found), **_allowed(*found)}
-        return _turn(query, f"There are {NUMBERS[len(found)]} {noun}, so yes.", facts)
-    if query.shape and query.colour:
-        alike = [thing for thing in scene.objects if thing.shape == query.shape]
-        if len(alike) == 1:
-            text = f"The {query.shape} is {alike[0].colour}, so no."
-            return _turn(query, text, {"verdict": "no", "denied": named_attributes(query), **_allowed(*alike)})
-        query_words = f"{query.colour} {query.shape}" if alike else query.shape
-        return missing(query, f"There is no {query_words}, so no.", verdict="no")
-    return missing(query, verdict="no")
+        return _turn(query, f"{text} is there, so yes.", facts)
+    turn = missing(query, verdict="no")
+    alike = [thing for thing in scene.objects if thing.shape == query.shape]
+    if query.colour and len(alike) == 1:  # "The star is blue, so no." is as right
+        turn.facts.update(missing=False, **_allowed(*alike))
+    return turn
 
 
 def _answer_claim(query: Query, scene: Scene) -> Turn | None:
@@ -151,12 +162,11 @@ def _answer_claim(query: Query, scene: Scene) -> Turn | None:
     value = getattr(thing, kind)
     if value is None:
         return None
-    subject = f"The {thing.colour} one" if kind == "shape" else f"The {thing.shape}"
     verdict = "yes" if value == claim else "no"
     facts: dict[str, Any] = {"verdict": verdict, **_allowed(thing)}
     if verdict == "no":
         facts["denied"] = {kind: [claim]}
-    return _turn(query, f"{subject} is {claim_phrase(value)}, so {verdict}.", facts)
+    return _turn(query, f"{_fact(query, thing, kind)}, so {verdict}.", facts)
 
 
 def _answer_misleading(query: Query, thing: SceneObject) -> Turn | None:
@@ -165,22 +175,22 @@ def _answer_misleading(query: Query, thing: SceneObject) -> Turn | None:
     value = getattr(thing, kind)
     if value is None or value == claim:
         return None
-    text = f"The {thing.shape} is {claim_phrase(value)}, not {claim_phrase(claim)}."
+    text = f"{_fact(query, thing, kind)}, not {claim_phrase(claim)}."
     return _turn(query, text, _about(thing, **{kind: value}) | {"denied": {kind: [claim]}})
 
 
-def missing(query: Query, text: str | None = None, verdict: str | None = None) -> Turn:
-    """What is asked about is not there: 'There is no blue star.', 'There is nothing on the left, so no.'"""
-    if text is None:
-        place = f" {PLACE_PHRASES[query.place]}" if query.place else ""
-        if query.shape or query.size:
-            words = " ".join(word for word in (query.size, query.colour, query.shape or "object") if word)
-            text = f"There is no {words}{place}"
-        else:
-            text = " ".join(word for word in ("There is nothing", query.colour) if word) + place
-        text += ", so no." if verdict else "."
+def missing(query: Query, verdict: str | None = None) -> Turn:
+    """What is asked about is not there: 'The star is not there.', 'On the left is nothing, so no.'"""
+    if query.place and not query.shape:
+        text = f"{PLACE_PHRASES[query.place]} is nothing"
+    else:
+        named = _named(query, query.shape or "thing")
+        any_such = query.family == "shape" or (verdict and query.claim in (None, *SHAPES))
+        text = f"{article(named) if any_such else f'the {named}'} is not there"
     facts: dict[str, Any] = {"missing": True, "denied": named_attributes(query)}
-    return _turn(query, text, facts | ({"verdict": verdict} if verdict else {}))
+    if verdict:
+        text, facts["verdict"] = f"{text}, so no", verdict
+    return _turn(query, capitalise(f"{text}."), facts)
 
 
 def _find(query: Query, scene: Scene) -> list[SceneObject] | None:
@@ -207,11 +217,6 @@ def _about(thing: SceneObject, **required: str) -> dict[str, Any]:
 
 def _allowed(*things: SceneObject) -> dict[str, Any]:
     return {"allowed": {kind: sorted({getattr(t, kind) for t in things} - {None}) for kind in ATTRIBUTES}}
-
-
-def _allow(facts: dict[str, Any], query: Query) -> None:
-    for kind, values in named_attributes(query).items():
-        facts["allowed"][kind] = sorted({*facts["allowed"].get(kind, ()), *values})
 
 
 def named_attributes(query: Query) -> dict[str, list[str]]:

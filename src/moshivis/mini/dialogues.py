@@ -44,7 +44,9 @@ TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
 # either how to say an answer, or which one: then its own channel holds a recording of another answer.
 SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn to speak, only not to disturb it
-MISSING_KEPT = 0.08  # most spoken questions ask for something that a given scene does not have: few of these are kept
+# Most spoken questions ask for something that a given scene does not have, or are to be answered by no: of these, few
+# are kept, so that there are as many of them as in writing.
+MISSING_KEPT, DENIED_KEPT = 0.04, 0.4
 SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
 
 
@@ -182,7 +184,7 @@ class Spoken:
         for _ in range(60 if candidates else 0):
             clip = rng.choice(candidates)
             turn = grammar.answer(self.queries[clip], scene)
-            if turn is None or (turn.facts["missing"] and rng.random() >= MISSING_KEPT):
+            if turn is None or rng.random() >= _share_kept(turn):
                 continue
             reply = self._reply(turn)
             if reply:
@@ -207,6 +209,12 @@ class Spoken:
         while (other := rng.choice(alike if len(alike) > 1 else self.said)) == index:
             pass
         return other
+
+
+def _share_kept(turn: Turn) -> float:
+    if turn.facts["missing"]:
+        return MISSING_KEPT
+    return DENIED_KEPT if turn.facts.get("verdict") == "no" else 1.0
 
 
 def _opening(clip: Clip) -> str:

@@ -9,18 +9,17 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from moshivis.mini import knowledge
-from moshivis.mini.answers import ATTRIBUTES, answer, describe_part, description_parts, missing
+from moshivis.mini.answers import ATTRIBUTES, answer, describe_part, description_parts
 from moshivis.mini.judge import judge
 from moshivis.mini.language import (
-    NUMBERS,
     PLACE_PHRASES,
     capitalise,
     normalise,
     object_phrase,
-    plural,
     spoken_text,
     writing_phrase,
 )
@@ -31,7 +30,6 @@ from moshivis.mini.questions import (
     TEMPLATES,
     Query,
     Turn,
-    claim_phrase,
 )
 from moshivis.mini.scenes import (
     COLOURS,
@@ -93,6 +91,10 @@ _REFERENCES: dict[str, tuple[tuple[tuple[str, ...], int], ...]] = {
     "size": ((("shape",), 8), (("colour",), 4), (("colour", "shape"), 3), (("place",), 2)),
     "place": ((("shape",), 8), (("colour",), 4), (("colour", "shape"), 3), (("size", "shape"), 1), (("size",), 1)),
 }
+_EXISTENCE = (("shape", "colour"), ("shape", "colour"), ("shape",), ("colour",))
+_COUNTED = (("shape",), ("shape",), ("shape",), ("colour",), ("colour",), ("size",), ())
+_VALUES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
+_RECITED = ("colour", "shape", "size", "place", "count")
 _ATTEMPTS = 40
 
 
@@ -132,16 +134,16 @@ def sample_query(family: str, rng: random.Random, scene: Scene | None = None) ->
     if scene is not None and scene.objects and rng.random() < 0.9:
         target = rng.choice(scene.objects)
     if family == "count":
-        return Query(family=family, phrasing=phrasing, **_named_by(target, _count_reference(rng)))
+        return Query(family=family, phrasing=phrasing, **_named_by(target, rng.choice(_COUNTED)))
     if family in _REFERENCES:
-        return Query(family=family, phrasing=phrasing, **_named_by(target, _reference(family, rng)))
+        return Query(family=family, phrasing=phrasing, **_named_by(target, _weighted(_REFERENCES[family], rng)))
     if family == "yes_no" and rng.random() < 0.5:
         return _existence_query(target, phrasing, rng, scene)
     return _claim_query(family, target, phrasing, rng)
 
 
 def _existence_query(target: SceneObject, phrasing: int, rng: random.Random, scene: Scene | None) -> Query:
-    kinds = rng.choice((("shape", "colour"), ("shape", "colour"), ("shape",), ("colour",)))
+    kinds = rng.choice(_EXISTENCE)
     if rng.random() < 0.5:  # another colour or shape than the target's: mostly not there
         other = rng.choice(("shape", "colour")) if len(kinds) == 2 else kinds[0]
         values = SHAPES if other == "shape" else COLOURS
@@ -153,26 +155,22 @@ def _existence_query(target: SceneObject, phrasing: int, rng: random.Random, sce
 def _claim_query(family: str, target: SceneObject, phrasing: int, rng: random.Random) -> Query:
     if family == "yes_no":
         kind = rng.choice(("colour", "colour", "place", "size", "shape"))
-        references = _REFERENCES[kind][:3] if kind != "shape" else _REFERENCES[kind][:2]
     else:
         kind = rng.choice(("colour", "colour", "colour", "place", "size"))
-        references = _REFERENCES[kind][:1]
-    named = _named_by(target, _weighted(references, rng))
+    named = _named_by(target, _weighted(_claim_references(family, kind), rng))
     actual = getattr(target, kind)
     if family == "yes_no" and actual and rng.random() < 0.5:
         claim = actual
     else:
-        values = {"colour": COLOURS, "place": PLACES, "size": SIZES, "shape": SHAPES}[kind]
-        claim = rng.choice([value for value in values if value != actual])
+        claim = rng.choice([value for value in _VALUES[kind] if value != actual])
     return Query(family=family, phrasing=phrasing, claim=claim, **named)
 
 
-def _reference(family: str, rng: random.Random) -> tuple[str, ...]:
-    return _weighted(_REFERENCES[family], rng)
-
-
-def _count_reference(rng: random.Random) -> tuple[str, ...]:
-    return rng.choice((("shape",), ("shape",), ("shape",), ("colour",), ("colour",), ("size",), ()))
+def _claim_references(family: str, kind: str) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """How a yes_no or misleading question refers to the object of which it claims something of this kind."""
+    if family == "misleading":
+        return () if kind == "shape" else _REFERENCES[kind][:1]
+    return _REFERENCES[kind][: 2 if kind == "shape" else 3]
 
 
 def _weighted(options: tuple[tuple[tuple[str, ...], int], ...], rng: random.Random) -> tuple[str, ...]:
@@ -217,19 +215,13 @@ def paraphrase(scene: Scene, rng: random.Random) -> str:
     return ", ".join(scene_phrases(Scene(tuple(things), scene.background, scene.writing), rng)) + "."
 
 
-def scene_facts(scene: Scene) -> Iterator[str]:
-    """All that can be said of a scene's things one by one: 'the star is blue', 'the blue one is at the top'."""
+def scene_facts(scene: Scene, rng: random.Random, count: int) -> list[str]:
+    """About `count` facts of a scene in any order, as answers tell them: 'on the left is a blue star'."""
+    turns = (ask(scene, rng.choice(_RECITED), rng) for _ in range(count))
+    facts = [turn.answer[0].lower() + turn.answer[1:-1] for turn in turns if turn is not None]
     if scene.writing:
-        yield f"it says {spoken_text(scene.writing)}"
-    for thing in scene.objects:
-        if sum(other.shape == thing.shape for other in scene.objects) == 1:
-            for kind in ("colour", "size", "place"):
-                if value := getattr(thing, kind):
-                    yield f"the {thing.shape} is {claim_phrase(value)}"
-        if sum(other.colour == thing.colour for other in scene.objects) == 1:
-            for kind in ("shape", "size", "place"):
-                if value := getattr(thing, kind):
-                    yield f"the {thing.colour} one is {claim_phrase(value)}"
+        facts.insert(rng.randint(0, len(facts)), f"it says {spoken_text(scene.writing)}")
+    return list(dict.fromkeys(facts))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -258,48 +250,37 @@ def all_answers() -> list[str]:
 def _scene_answers() -> Iterator[str]:
     for family, references in _REFERENCES.items():
         for kinds, _ in references:
-            for named in _combinations(kinds):
-                yield missing(Query(family=family, **named)).answer
-    for kinds in (("shape",), ("colour",), ("shape", "colour"), ("place",), ("size", "shape")):
-        for named in _combinations(kinds):
-            yield missing(Query(family="yes_no", **named), verdict="no").answer
-    for shape in SHAPES:
-        for colour in COLOURS:
-            thing = SceneObject(shape, colour)
-            yield f"The {shape} is {colour}."
-            yield f"The {colour} one is a {shape}."
-            yield f"There is {object_phrase(thing)}, so yes."
-            yield f"The {shape} is {colour}, so yes."
-            yield f"The {shape} is {colour}, so no."
-            yield f"The {colour} one is a {shape}, so yes."
-            yield f"The {colour} one is a {shape}, so no."
-            yield from (f"The {shape} is {colour}, not {claim}." for claim in COLOURS if claim != colour)
-        for kind in (PLACES, SIZES):
-            for value in kind:
-                words = claim_phrase(value)
-                yield f"The {shape} is {words}."
-                yield f"The {shape} is {words}, so yes."
-                yield f"The {shape} is {words}, so no."
-                yield from (f"The {shape} is {words}, not {claim_phrase(claim)}." for claim in kind if claim != value)
-    for words in (*SHAPES, *(f"{word} object" for word in (*COLOURS, *SIZES)), "object"):
-        yield f"There are no {plural(words)}."
-        yield f"There is one {words}."
-        for number in range(2, 5):
-            yield f"There are {NUMBERS[number]} {plural(words)}."
-            yield f"There are {NUMBERS[number]} {plural(words)}, so yes."
+            for thing in _things(*kinds, family):
+                yield from _told(Query(family=family, **_named_by(thing, kinds)), thing)
+        for asking in ("yes_no", "misleading"):
+            for kinds, _ in _claim_references(asking, family):
+                for thing in _things(*kinds, family):
+                    for claim in _VALUES[family]:
+                        yield from _told(Query(family=asking, claim=claim, **_named_by(thing, kinds)), thing)
+    for kinds in _EXISTENCE:
+        for thing in _things(*kinds):
+            yield from _told(Query(family="yes_no", **_named_by(thing, kinds)), thing)
+    for kinds in _COUNTED:
+        for thing in _things(*kinds):
+            for number in range(5):
+                yield from _told(Query(family="count", **_named_by(thing, kinds)), *[thing] * number)
+
+
+def _things(*kinds: str) -> Iterator[SceneObject]:
+    """Things of every shape and colour, and of every size or place if it is one of `kinds`; else these are unsaid."""
+    sizes, places = SIZES if "size" in kinds else (None,), PLACES if "place" in kinds else (None,)
+    yield from (SceneObject(*values) for values in product(SHAPES, COLOURS, sizes, places))
+
+
+def _told(query: Query, *things: SceneObject) -> Iterator[str]:
+    """The answer to a query if there are these things, and if there is nothing."""
+    turns = (answer(query, Scene(things)), answer(query, Scene(())))
+    yield from (turn.answer for turn in turns if turn is not None)
 
 
 def _read_answers() -> Iterator[str]:
     yield "It says nothing."
     yield from (f"It says {spoken_text(Writing(text))}." for text in TEXTS)
-
-
-def _combinations(kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
-    found: list[dict[str, Any]] = [{}]
-    for kind in kinds:
-        found = [named | {kind: value} for named in found for value in values[kind]]
-    yield from found
 
 
 def all_questions(rng: random.Random, count: int) -> list[Query]:

@@ -31,6 +31,7 @@ _SYNONYMS = {
     "nope": "no",
 } | {plural(shape): shape for shape in SHAPES}
 _NEGATIONS = ("no", "not", "nothing")
+_ABSENCE = {"not", "nothing", "there", "here", "in", "the", "picture", "image"}
 _READING = ("it", "says", "the", "word", "number", "is", "i", "read", "see", "there")
 _WRITTEN = re.compile(r"\bthe (?:word|number) \w+(?: (?:one|two|three|four|five|six|seven|eight|nine)\b)?")
 _ROWS, _SIDES = ("top", "bottom"), ("left", "right")
@@ -86,6 +87,10 @@ def read_claims(text: str) -> Claims:
             continue
         negation = next((index for index, word in enumerate(words) if word in _NEGATIONS), len(words))
         claims.negated |= negation < len(words)
+        denial = words[negation:]
+        if denial == ["nothing"] or (len(denial) > 1 and set(denial) <= _ABSENCE):
+            negation = 0  # "The star is not there" denies the star
+            claims.absent.append(_collect(words, {}))
         _collect(words[:negation], claims.stated)
         _collect(words[negation:], claims.denied)
         if words[negation : negation + 1] in (["no"], ["nothing"]) or {"there", "see"} & set(words[:negation]):

@@ -28,7 +28,7 @@ from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
 # In writing, much of pretraining is a scene followed by all there is to say about its things, in any order: every few
 # tokens a fact of the right one of several things is due, four times as often as in questions and answers.
-RECITAL_SHARE = 0.45
+RECITAL_SHARE, RECITED = 0.45, 8
 
 
 class Written:
@@ -78,8 +78,7 @@ class Written:
         weights: list[float] = []
         while len(tokens) < self.length:
             scene = said_scene(_scene_to_tell(rng, (2, 2, 3, 4)), rng)
-            facts = list(grammar.scene_facts(scene))
-            rng.shuffle(facts)
+            facts = grammar.scene_facts(scene, rng, RECITED)
             told = self.tokenizer.encode(", ".join(grammar.scene_phrases(scene, rng)) + ".")
             said = [END_OF_PADDING, *self.tokenizer.encode(grammar.capitalise(", ".join(facts)) + "."), PADDING]
             tokens += told + said
