@@ -46,7 +46,7 @@ PROMPT_MS = (200, 800)  # a reaction between these is neither an interruption no
 REFERENCES = 5  # descriptions that a description is compared with
 FALLS_IN_S = 1.8  # after a question: by then a description is under way
 STOP_FRAMES = 10  # within so many frames an interrupted assistant is silent
-SAMPLING = Sampling(text_temperature=0.0, audio_temperature=0.6, audio_top_k=50)
+SAMPLING = Sampling(text_temperature=0.0, audio_temperature=0.2, audio_top_k=50)
 
 
 @dataclass(frozen=True)
