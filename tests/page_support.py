@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ASSETS = Path(moshivis.__file__).parent / "assets"
 PICTURE = ASSETS / "example.png"
 QUESTION = ASSETS / "example.wav"  # "How many stars are there?"
-ANSWER = {"one", "star"}  # words of the right answer
-WRITTEN, WRITTEN_ANSWER = "How many stars are there?", {"one", "star"}
+ANSWER = {"one", "stars"}  # words of the right answer
+WRITTEN, WRITTEN_ANSWER = "How many stars are there?", {"one", "stars"}
 
 RATE = 48000  # of the browser's microphone
 GREETING = 7.0  # seconds of silence in which the model says hello

@@ -27,7 +27,7 @@ from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextT
 @needs_speech
 def test_spoken_dialogue_holds_the_clips_where_it_says(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer) -> None:
     spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
-    sample = spoken.with_picture(Scene(()), random.Random(3), FAMILIES)
+    sample = spoken.with_picture(Scene(()), random.Random(1), FAMILIES)
     assert sample.own.shape == sample.user.shape == (CODEBOOKS, 300)
     text = world_tokenizer.decode(sample.text)
     assert text.startswith(grammar.GREETINGS[0])
