@@ -59,7 +59,7 @@ def _answer(query: Query, scene: Scene) -> Turn | None:
     if found is None:
         return None
     if not found:
-        return missing(query)
+        return _missing(query)
     if len(found) > 1:
         return None
     thing = found[0]
@@ -144,7 +144,7 @@ def _answer_existence(query: Query, scene: Scene) -> Turn | None:
         text = capitalise(article(_named(query, found[0].shape)))
         facts = {"verdict": "yes", "count_allowed": len(found), **_allowed(*found)}
         return _turn(query, f"{text} is there, so yes.", facts)
-    turn = missing(query, verdict="no")
+    turn = _missing(query, verdict="no")
     alike = [thing for thing in scene.objects if thing.shape == query.shape]
     if query.colour and len(alike) == 1:  # "The star is blue, so no." is as right
         turn.facts.update(missing=False, **_allowed(*alike))
@@ -156,7 +156,7 @@ def _answer_claim(query: Query, scene: Scene) -> Turn | None:
     if found is None or len(found) > 1:
         return None
     if not found:
-        return missing(query, verdict="no")
+        return _missing(query, verdict="no")
     thing, claim = found[0], query.claim or ""
     kind = kind_of(claim)
     value = getattr(thing, kind)
@@ -179,7 +179,7 @@ def _answer_misleading(query: Query, thing: SceneObject) -> Turn | None:
     return _turn(query, text, _about(thing, **{kind: value}) | {"denied": {kind: [claim]}})
 
 
-def missing(query: Query, verdict: str | None = None) -> Turn:
+def _missing(query: Query, verdict: str | None = None) -> Turn:
     """What is asked about is not there: 'The star is not there.', 'On the left is nothing, so no.'"""
     if query.place and not query.shape:
         text = f"{PLACE_PHRASES[query.place]} is nothing"

@@ -26,8 +26,8 @@ from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
 from moshivis.mini.scenes import Scene, said_scene, sample_picture, sample_scene, sample_written_scene
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
-# In writing, much of pretraining is a scene followed by all there is to say about its things, in any order: every few
-# tokens a fact of the right one of several things is due, four times as often as in questions and answers.
+# In writing, much of pretraining is a scene followed by facts about it, as answers tell them, but without questions:
+# every few tokens a fact of the right one of several things is due.
 RECITAL_SHARE, RECITED = 0.45, 8
 
 
@@ -73,7 +73,7 @@ class Written:
                 yield "", turn
 
     def _recital(self, rng: random.Random) -> Sample:
-        """Scenes that the user tells, each followed by all its facts in any order; cut at the end."""
+        """Scenes that the user tells, each followed by some of its facts in any order; cut at the end."""
         tokens: list[int] = []
         weights: list[float] = []
         while len(tokens) < self.length:
