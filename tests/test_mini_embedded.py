@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from moshivis.checkpoints.load import Checkpoint, load_model
+from moshivis.evaluation.recogniser import word_error_rate
 from moshivis.mini import voices
 from moshivis.mini.__main__ import WEIGHTS
+from moshivis.mini.grammar import normalise
 from moshivis.mini.listener import load_listener
 from moshivis.mini.measure import fresh_cases, measure
 
@@ -42,6 +46,20 @@ def test_new_scenes_are_answered_as_well_as_stated(embedded: Checkpoint) -> None
     assert result["spoken"]["speech_word_error"] <= 0.3
     assert result["spoken"]["silent_or_runaway"] <= 0.1
     assert 80 <= result["spoken"]["reaction_ms_median"] <= 800
+
+
+@pytest.mark.skipif(shutil.which("festival") is None, reason="speech program not installed: festival")
+@pytest.mark.parametrize("silence", [0.0, 0.05, 0.3])
+def test_the_listener_hears_the_assistants_original_voice(silence: float) -> None:
+    """What is measured of produced speech is the speech: the listener itself misses next to nothing, ends included."""
+    listener = load_listener(WEIGHTS)
+    rng = random.Random(7)
+    texts = [case.turn.answer for case in fresh_cases(36, seed=21)]
+    heard = []
+    for spoken in voices.synthesise(voices.ASSISTANT_VOICE, texts, rng):
+        ends = np.zeros(int(silence * voices.SAMPLE_RATE), np.float32)
+        heard.append(listener.transcribe(torch.from_numpy(np.concatenate([ends, spoken.audio, ends]))))
+    assert word_error_rate([normalise(text).split() for text in texts], heard) <= 0.05
 
 
 def test_cases_are_fresh_and_repeatable() -> None:

@@ -19,6 +19,7 @@ from moshivis.layers.spectrogram import magnitude, mel_filterbank
 
 N_FFT, HOP, BANDS = 1024, 240, 80  # 100 frames a second at 24 kHz
 BLANK = 0
+MARGIN = 20  # frames of silence that are left at both ends of what is transcribed
 WIDTH = 192
 
 
@@ -82,10 +83,11 @@ class Recogniser(nn.Module):
 
 
 def _trim(wave: Tensor) -> Tensor:
-    """Without the 10 ms frames at both ends that are 34 dB below the loudest. Training clips have no such ends."""
+    """Without the 10 ms frames at both ends that are 34 dB below the loudest, but for MARGIN of them: words begin and
+    end softly, and a word at the very edge is not heard."""
     levels = F.pad(wave, (0, -len(wave) % HOP)).unflatten(0, (-1, HOP)).square().mean(-1).sqrt()
     loud = (levels > 0.02 * levels.max()).nonzero()[:, 0]
-    return wave if not len(loud) else wave[int(loud[0]) * HOP : (int(loud[-1]) + 1) * HOP]
+    return wave if not len(loud) else wave[max(0, int(loud[0]) - MARGIN) * HOP : (int(loud[-1]) + 1 + MARGIN) * HOP]
 
 
 def _perturb(x: Tensor) -> Tensor:

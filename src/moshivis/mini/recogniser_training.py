@@ -25,6 +25,7 @@ from moshivis.mini.voices import SAMPLE_RATE
 from moshivis.training.speed import half_precision
 
 BATCH = 12
+SILENCE = int(0.15 * SAMPLE_RATE)
 SENTENCES = ("question", "whole", "answer", "greeting", "listener")
 
 
@@ -99,6 +100,7 @@ def train_recogniser(
 
 
 def _varied(audio: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A little faster or slower, and half of the time in another room."""
+    """A little faster or slower, up to 150 ms of silence at its ends, and half of the time in another room."""
     audio = soxr.resample(audio, SAMPLE_RATE * rng.uniform(0.93, 1.07), SAMPLE_RATE, "MQ")
+    audio = np.pad(audio, [rng.randrange(SILENCE) for _ in range(2)])
     return augment(audio, np.random.default_rng(rng.getrandbits(32))) if rng.random() < 0.5 else audio
