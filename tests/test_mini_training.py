@@ -56,6 +56,32 @@ def test_spoken_dialogue_holds_the_clips_where_it_says(spoken_codes: ClipCodes, 
 
 
 @needs_speech
+def test_a_recital_grades_only_what_is_determined(
+    spoken_codes: ClipCodes, world_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every fact all words but the first two are targets, and none of the audio under them."""
+    monkeypatch.setattr("moshivis.mini.dialogues.RECITAL_SHARE_WITH_PICTURE", 1.0)
+    spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
+    scene = Scene((SceneObject("circle", "red", "big", "top left"), SceneObject("star", "blue", "small", "right")))
+    for seed in range(4):
+        sample = spoken.with_picture(scene, random.Random(seed), ("colour",))
+        text = world_tokenizer.decode(sample.text)
+        greeting = next(g for g in grammar.GREETINGS if text.startswith(g))
+        facts = [f"{fact.strip()}." for fact in text[len(greeting) :].split(".")][:-1]  # the last one may be cut
+        assert len(facts) >= 6 and any("red" in fact for fact in facts) and any("blue" in fact for fact in facts)
+        words = ~np.isin(sample.text, list(SPECIAL))
+        begins = int(np.flatnonzero(sample.weight == 0)[0])
+        recited = words & (np.arange(300) > begins)
+        graded = world_tokenizer.decode(sample.text[recited & (sample.weight > 0)])
+        expected = " ".join(word for fact in facts for word in fact.split()[2:])
+        assert graded.split()[: len(expected.split())] == expected.split()
+        assert (
+            sample.audible[np.flatnonzero(recited[:-TEXT_LEAD]) + TEXT_LEAD].mean() < 0.05
+        )  # a pause between two recitals
+        assert (sample.user < 256).all() and (sample.own[:, begins + TEXT_LEAD : 290] >= 0).all()
+
+
+@needs_speech
 def test_spoken_batch_predicts_what_is_said_next(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer) -> None:
     frames, config = 160, mini(len(world_tokenizer)).speech_lm
     spoken = Spoken(spoken_codes, world_tokenizer, frames + EXTRA_FRAMES, CODEBOOKS, padding_weight=0.3)

@@ -47,6 +47,11 @@ SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn 
 # Most spoken questions ask for something that a given scene does not have, or are to be answered by no: of these, few
 # are kept, so that there are as many of them as in writing.
 MISSING_KEPT, DENIED_KEPT = 0.04, 0.4
+# A recital is a told scene, or a picture, and facts about it, one after the other without being asked for and faster
+# than anybody speaks: looking things up is learnt from many times as many examples. The first words of a fact, which
+# only a question could tell, are no targets: nothing is learnt of when to speak, or about what.
+RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.3
+RECITED, OPENING_WORDS = 10, 2
 SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
 
 
@@ -108,6 +113,8 @@ class Spoken:
 
     def without_picture(self, rng: random.Random) -> Sample:
         """Pretraining: scenes that the user tells and asks about, scenes that nobody told, knowledge, small talk."""
+        if rng.random() < RECITAL_SHARE:
+            return self._recital(None, rng)
         told = rng.random() < TOLD_SHARE
         scene = None if told else sample_picture(rng)
 
@@ -138,6 +145,8 @@ class Spoken:
 
     def with_picture(self, scene: Scene, rng: random.Random, families: tuple[str, ...]) -> Sample:
         """Every question is about `scene`, or of a family that needs none."""
+        if scene.objects and rng.random() < RECITAL_SHARE_WITH_PICTURE:
+            return self._recital(scene, rng)
         return self._conversation(
             rng,
             lambda voice: self._question(voice, choose_family(scene, rng, families), scene, rng),
@@ -147,10 +156,7 @@ class Spoken:
     def _conversation(
         self, rng: random.Random, next_turn: Callable[[str], _Turn | None], speaking: float = SPEAKING_TURNS
     ) -> Sample:
-        line = _Timeline(self, rng, speaking)
-        greeting = rng.choice(self.greetings)
-        line.assistant(_Reply(self.codes.clips.clips[greeting].text, [greeting]), rng.randint(1, 5))
-        voice = rng.choice(self.voices)
+        line, voice = self._opened(rng, speaking)
         while line.end < self.frames - 20:
             found = next_turn(voice)
             if found is None:
@@ -162,6 +168,27 @@ class Spoken:
             if rng.random() < 0.1:
                 line.end += rng.randint(10, 40)
         return line.sample()
+
+    def _recital(self, scene: Scene | None, rng: random.Random) -> Sample:
+        """Facts about the scene; without one, about scenes that the user tells."""
+        line, voice = self._opened(rng, speaking=0.0)
+        while line.end < self.frames - 20:
+            about = scene
+            if scene is None:
+                clips, about = self._told(voice, rng)
+                if about is None:
+                    continue
+                line.user(clips, line.end + rng.randint(2, 14))
+            assert about is not None
+            line.recite(grammar.scene_facts(about, rng, RECITED), line.end + rng.randint(1, 8))
+        return line.sample()
+
+    def _opened(self, rng: random.Random, speaking: float) -> tuple[_Timeline, str]:
+        """A conversation that the assistant's greeting opens, and the user's voice."""
+        line = _Timeline(self, rng, speaking)
+        greeting = rng.choice(self.greetings)
+        line.assistant(_Reply(self.codes.clips.clips[greeting].text, [greeting]), rng.randint(1, 5))
+        return line, rng.choice(self.voices)
 
     def _told(self, voice: str, rng: random.Random) -> tuple[list[int], Scene | None]:
         """Phrase clips that tell a scene of one to three objects, and that scene; None if they contradict."""
@@ -257,6 +284,25 @@ class _Timeline:
         self.end = at + TEXT_LEAD
         if teaches_to_speak:
             self.graded[max(0, self.begin - 1) : max(at, self.cursor)] = False
+
+    def recite(self, facts: list[str], at: int) -> None:
+        """Facts in the text stream only; in the assistant's own channel something else is said meanwhile."""
+        own, pauses = at + TEXT_LEAD, self.rng.choice(((0,), (0, 1), (0, 1, 1, 2), (0, 1, 2, 2, 3, 4)))
+        opening = at - 1
+        for fact in facts:
+            for number, word in enumerate(f"{grammar.capitalise(fact)}.".split(), start=1):
+                self._write(word, at)
+                at = self.cursor + self.rng.choice(pauses)
+                if number == OPENING_WORDS:
+                    self.graded[opening:at] = False
+            opening = self.cursor
+            at += self.rng.randint(0, 3)
+        self.end = at + TEXT_LEAD
+        self.audible[own : self.end] = False
+        while own < self.end:
+            codes = self.spoken.codes[self.rng.choice(self.spoken.said)][: self.spoken.levels]
+            self._put(self.own, codes[:, : self.end - own], own)
+            own += codes.shape[1]
 
     def interrupt(self) -> int | None:
         """Cut the assistant's last turn short; returns the frame where the user falls in, None if it is too short."""
