@@ -50,6 +50,6 @@ def mini(vocabulary: int) -> ModelConfig:
             backbone=BackboneConfig(dim=256, num_heads=4, num_layers=6, feed_forward=1024, context=FRAMES),
             depth=DepthConfig(dim=128, num_heads=4, num_layers=2, feed_forward=512, context=CODEBOOKS),
         ),
-        adapters=AdapterConfig(gate_scale=(0.002, 0.02)),
+        adapters=AdapterConfig(gate_scale=(0.002, 0.06)),
         vision=VISION,
     )
