@@ -27,7 +27,7 @@ from moshivis.mini.codes import encode_clips
 from moshivis.mini.language_training import Sources, train_language
 from moshivis.mini.listener import save_listener
 from moshivis.mini.pictures import Pictures, draw_pictures
-from moshivis.mini.recipe import CODEBOOKS, CODEC, VISION, mini
+from moshivis.mini.recipe import CODEBOOKS, CODEC, SAMPLING, VISION, mini
 from moshivis.mini.recogniser_training import train_recogniser
 from moshivis.mini.stage import Stage
 from moshivis.mini.tokenizer_training import train_tokenizer
@@ -37,7 +37,7 @@ from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.vision import VisionEncoder
 
 NUM_PICTURES = 30000
-SAMPLING = {"text_temperature": 0.0, "audio_temperature": 0.2, "audio_top_k": 50}
+SAMPLED = ("text_temperature", "audio_temperature", "audio_top_k")  # what the saved folder says of SAMPLING
 RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 5000, 160
 
 
@@ -133,6 +133,7 @@ class Build:
             base, adapters, listener = self.base(), self.adapters(), self.listener()
             model = load_model(base).model
             load_adapters(adapters, model)
-            save_folder(folder, model, self.tokenizer().model, CARD, sampling=SAMPLING, dtype=torch.float16)
+            sampling = {name: getattr(SAMPLING, name) for name in SAMPLED}
+            save_folder(folder, model, self.tokenizer().model, CARD, sampling=sampling, dtype=torch.float16)
             save_listener(listener, folder)
         return folder

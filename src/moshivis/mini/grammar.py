@@ -216,7 +216,7 @@ def paraphrase(scene: Scene, rng: random.Random) -> str:
 
 
 def scene_facts(scene: Scene, rng: random.Random, count: int) -> list[str]:
-    """About `count` facts of a scene in any order, as answers tell them: 'on the left is a blue star'."""
+    """Up to `count` facts of a scene in any order, as answers tell them: 'on the left is a blue star'."""
     turns = (ask(scene, rng.choice(_RECITED), rng) for _ in range(count))
     told = [turn.answer for turn in turns if turn is not None and not turn.query.claim]  # claims only questions make
     facts = [text[0].lower() + text[1:-1] for text in told]

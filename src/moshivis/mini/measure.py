@@ -36,6 +36,7 @@ from moshivis.mini.drawing import draw_scene
 from moshivis.mini.foreign import photograph, render_svg
 from moshivis.mini.judge import judge
 from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
+from moshivis.mini.recipe import SAMPLING
 from moshivis.mini.scenes import Scene, sample_scene, sample_written_scene
 from moshivis.vision.image import to_pixels
 
@@ -46,7 +47,6 @@ PROMPT_MS = (200, 800)  # a reaction between these is neither an interruption no
 REFERENCES = 5  # descriptions that a description is compared with
 FALLS_IN_S = 1.8  # after a question: by then a description is under way
 STOP_FRAMES = 10  # within so many frames an interrupted assistant is silent
-SAMPLING = Sampling(text_temperature=0.0, audio_temperature=0.2, audio_top_k=50)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The numbers of the miniature: sizes of its parts."""
+"""The numbers of the miniature: sizes of its parts, and how it is sampled."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from moshivis.config import (
     SpeechLMConfig,
     VisionConfig,
 )
+from moshivis.inference.sampling import Sampling
 
 CODEBOOKS = 6  # of the codec's eight, as many as the speech LM speaks and hears
 FRAMES = 192  # of a spoken training sample, and the context: no key is ever further away than in training
@@ -33,6 +34,8 @@ CODEC = CodecConfig(
 VISION = VisionConfig(
     image_size=128, patch_size=8, hidden_size=128, num_layers=4, num_heads=4, mlp_size=512, projection_norm="rms_norm"
 )
+
+SAMPLING = Sampling(text_temperature=0.0, audio_temperature=0.2, audio_top_k=50)
 
 
 def mini(vocabulary: int) -> ModelConfig:

@@ -25,7 +25,7 @@ from moshivis.mini.voices import SAMPLE_RATE
 from moshivis.training.speed import half_precision
 
 BATCH = 12
-SILENCE = int(0.15 * SAMPLE_RATE)
+SILENCE = int(0.15 * SAMPLE_RATE)  # at most, at each end of a clip: a word is to be heard wherever one cuts
 SENTENCES = ("question", "whole", "answer", "greeting", "listener")
 
 
