@@ -197,6 +197,26 @@ def test_stopping_ends_everybody(assistant: Assistant) -> None:
         engine.open(heard)
 
 
+def test_when_its_thread_dies_everybody_hears_of_it(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(assistant, 2, threads=1)
+    engine.start()
+    first, second = Listener(), Listener()
+    engine.open(first).push(NOISE[0, :2].ravel())
+    first.wait(2)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr("moshivis.inference.engine._Batch.begin", broken)
+    engine.open(second)
+    for heard in (first, second):
+        assert heard.ended.wait(10) and heard.reason == "error: RuntimeError: the device is gone"
+    assert not engine.ready and engine.stats().active == 0
+    with pytest.raises(Busy, match="not running"):
+        engine.open(first)
+    engine.stop()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("text_temperature", float("nan")), ("audio_top_k", 501), ("seed", -1), ("gate_delay", -1), ("max_frames", 0)],

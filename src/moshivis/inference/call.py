@@ -58,7 +58,7 @@ class Said:
 class Ended:
     """Nothing follows."""
 
-    reason: str  # "closed", "length", "engine stopped" or "error: ..."
+    reason: str  # "closed", "length", "engine stopped", "error: ...", or what `Call.end` was given
 
 
 Deliver = Callable[[Said | Ended], None]

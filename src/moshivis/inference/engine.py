@@ -86,9 +86,7 @@ class Engine:
     `threads` are those of the CPU that a tick computes with (None = as torch is set).
     """
 
-    def __init__(
-        self, assistant: Assistant, slots: int, *, queue_frames: int = 12, threads: int | None = None, seed: int = 0
-    ):
+    def __init__(self, assistant: Assistant, slots: int, *, queue_frames: int = 12, threads: int | None = None):
         if slots < 1 or queue_frames < 1:
             raise ValueError("an engine needs at least one slot, and room for a frame")
         self.assistant, self.slots, self.queue_frames, self._threads = assistant, slots, queue_frames, threads
@@ -120,13 +118,17 @@ class Engine:
                     torch.set_num_threads(self._threads)
                 self._batch = _Batch(self.assistant, self.slots)
                 self._batch.warm_up()
+                self.ready = True
             except BaseException as error:
                 failure.append(error)
                 return
             finally:
                 started.set()
-            self.ready = True
-            self._run(self._batch)
+            try:
+                self._run(self._batch)
+            except Exception as error:
+                _log.exception("the engine's thread failed")
+                self._abandon(f"error: {type(error).__name__}: {error}")
 
         self._thread = threading.Thread(target=run, name="moshivis-engine", daemon=True)
         self._thread.start()
@@ -208,6 +210,15 @@ class Engine:
             if due and self._time_to_tick(rows, last):
                 last = now
                 self._tick(batch, due, now)
+
+    def _abandon(self, reason: str) -> None:
+        """The thread ends and no other takes its place: nobody may wait for it in vain."""
+        with self._condition:
+            self.ready = False
+            calls, self._calls = self._calls, [None] * self.slots
+        for call in filter(None, calls):
+            call.end(reason)
+            _guarded(call, call.finish)
 
     def _turnover(self, rows: list[Call | None]) -> bool:
         """Whether somebody came or goes."""
