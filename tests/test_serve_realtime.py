@@ -286,6 +286,15 @@ def test_random_events_never_break_a_session(client: JsonClient) -> None:
     assert {event["type"] for event in client.events[1:-1]} <= {"error", "session.updated"}
 
 
+def test_what_came_while_a_bad_picture_was_read_is_answered(client: JsonClient) -> None:
+    """Picture, question and request for an answer back to back, as a script sends them."""
+    show(client, data_uri(PICTURE[:300]))
+    client.send("input_audio_buffer.append", audio=SILENCE)
+    client.send("response.create")
+    assert client.until("error")["error"]["code"] == "invalid_image"
+    client.until(WORDS)
+
+
 def test_a_bad_picture_leaves_the_session_and_the_old_picture(
     client: JsonClient, running_server: RunningServer
 ) -> None:

@@ -68,6 +68,7 @@ class JsonCall:
         self.expires_at = int(time.time() + hall.limits.session_s)
         self._socket = socket
         self._opening = False  # a place was asked for, or taken
+        self._wanted = False  # something came that a call is opened for, besides a picture
         self._opened = asyncio.Event()
         self._chores: asyncio.Queue[tuple[Json, Chore]] = asyncio.Queue(maxsize=1)
         self._reported, self._reported_at = (0, 0), 0.0
@@ -162,6 +163,8 @@ class JsonCall:
                 await chore()
             except EventError as error:
                 await self.wire.fail(error, event)
+                if self._wanted and not self._opening:  # wanted while a picture was read that turned out to be bad
+                    await self._open_and_start()
 
     async def _speak(self) -> NoReturn:
         await self._opened.wait()
@@ -217,6 +220,7 @@ class JsonCall:
 
     async def open_later(self, event: Json) -> None:
         """Open and start the call, unless that has been done."""
+        self._wanted = True
         if not self._opening:
             self._opening = True
             await self.later(event, self._open_and_start)
