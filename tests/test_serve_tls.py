@@ -77,7 +77,9 @@ def _refused(certificate: Certificate, name: str) -> None:
                 raise ValueError(error.verify_message) from error
 
 
-def test_a_certificate_is_made_anew_for_another_name_or_when_it_ends_or_is_damaged(tmp_path: Path) -> None:
+def test_a_certificate_is_made_anew_for_another_name_or_when_it_ends_or_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = self_signed(tmp_path, "one.example")
     first = made.cert.read_bytes()
     self_signed(tmp_path, "two.example")
@@ -86,9 +88,20 @@ def test_a_certificate_is_made_anew_for_another_name_or_when_it_ends_or_is_damag
     made.key.write_bytes(b"damaged")
     self_signed(tmp_path, "two.example")
     shake_hands(made, "two.example")
-    write(tmp_path, days=5)
+    first = made.cert.read_bytes()
+    monkeypatch.setattr("moshivis.serve.tls.RENEW_DAYS", 400)
     self_signed(tmp_path, "two.example")
+    assert made.cert.read_bytes() != first
     shake_hands(made, "two.example")
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_a_certificate_of_somebody_elses_is_never_replaced(tmp_path: Path, names: bool) -> None:
+    made = write(tmp_path, days=5, names=names)
+    before = made.cert.read_bytes(), made.key.read_bytes()
+    with pytest.raises(InputError, match=r"certificate.pem was not made by moshivis.*--tls"):
+        self_signed(tmp_path, "three.example")
+    assert (made.cert.read_bytes(), made.key.read_bytes()) == before
 
 
 def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
@@ -97,13 +110,13 @@ def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
         self_signed(tmp_path / "file" / "tls", "localhost")
 
 
-def write(folder: Path, *, days: int = 100, password: bytes | None = None) -> Certificate:
+def write(folder: Path, *, days: int = 100, password: bytes | None = None, names: bool = True) -> Certificate:
     """A certificate of somebody else's making."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "two.example")])
-    names = ["localhost", "127.0.0.1", "::1", "two.example", socket.gethostname().lower()]
+    called = ["localhost", "127.0.0.1", "::1", "two.example", socket.gethostname().lower()]
     end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    cert = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -111,9 +124,11 @@ def write(folder: Path, *, days: int = 100, password: bytes | None = None) -> Ce
         .serial_number(5)
         .not_valid_before(end - datetime.timedelta(days=1000))
         .not_valid_after(end)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in names]), critical=False)
-        .sign(key, hashes.SHA256())
     )
+    if names:
+        alternatives = x509.SubjectAlternativeName([x509.DNSName(each) for each in called])
+        builder = builder.add_extension(alternatives, critical=False)
+    cert = builder.sign(key, hashes.SHA256())
     hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     made = Certificate(cert=folder / "certificate.pem", key=folder / "key.pem")
     made.cert.write_bytes(cert.public_bytes(serialization.Encoding.PEM))

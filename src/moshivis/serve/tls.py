@@ -22,6 +22,7 @@ from moshivis.serve.address import ANY, own_address
 DAYS = 365
 RENEW_DAYS = 14  # before the end a new one is made
 CERTIFICATE, KEY = "certificate.pem", "key.pem"
+_SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "moshivis (self-signed)")])  # by it we know our own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +59,15 @@ def self_signed(folder: str | os.PathLike[str] | None, host: str) -> Certificate
     """A certificate in `folder` (None: a place of the user's) for localhost, this machine and `host`; made if there is
     none that still holds. Browsers warn of it until somebody tells them to trust it.
 
-    Raises InputError if the folder cannot be written.
+    Raises InputError if the folder cannot be written, or holds a certificate that is not ours.
     """
     place = _usual_folder() if folder is None else Path(folder)
     found = Certificate(cert=place / CERTIFICATE, key=place / KEY)
     names = _names(host)
     if _holds(found, names):
         return found
+    if _is_anothers(found):
+        raise InputError(f"{found.cert} was not made by moshivis; name another folder, or serve it with --tls")
     key = ec.generate_private_key(ec.SECP256R1())
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -90,21 +93,27 @@ def _holds(certificate: Certificate, names: list[str]) -> bool:
     try:
         _load(certificate.cert, certificate.key)
         read = _read(certificate.cert)
-    except (OSError, ValueError, _EncryptedKey):  # missing, damaged, or of two makings
+        alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, _EncryptedKey, x509.ExtensionNotFound):  # missing, damaged, or of two makings
         return False
-    alternatives = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     held = {str(name.value) for name in alternatives}
     return read.not_valid_after_utc - _now() > datetime.timedelta(days=RENEW_DAYS) and held >= set(names)
 
 
+def _is_anothers(certificate: Certificate) -> bool:
+    try:
+        return _read(certificate.cert).subject != _SUBJECT
+    except (OSError, ValueError):  # there is none that anybody could use
+        return False
+
+
 def _sign(key: ec.EllipticCurvePrivateKey, names: list[str]) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "moshivis (self-signed)")])
     public = key.public_key()
     identifier = x509.SubjectKeyIdentifier.from_public_key(public)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
+        .subject_name(_SUBJECT)
+        .issuer_name(_SUBJECT)
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(_now() - datetime.timedelta(hours=1))  # clocks differ
