@@ -127,6 +127,11 @@ def test_a_finished_folder_is_left_alone(corpus: Path, tiny_folder: Path, tmp_pa
     before = checksums(tmp_path / "out")
     assert pack(corpus, tmp_path / "out", tiny_folder) == first
     assert checksums(tmp_path / "out") == before
+    (tmp_path / "out" / ".gitattributes").write_text("*.parquet filter=lfs\n")
+    (tmp_path / "out" / ".cache").mkdir()
+    (tmp_path / "out" / ".job-x1.json").write_text("left behind")
+    assert pack(corpus, tmp_path / "out", tiny_folder) == first
+    assert sorted(path.name for path in (tmp_path / "out").glob(".*")) == [".cache", ".gitattributes"]
     with pytest.raises(InputError, match=r"was begun otherwise \(different: rules\)"):
         pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(form="marked"))
     corpus.write_text(corpus.read_text() + "\n" + corpus.read_text().splitlines()[0])

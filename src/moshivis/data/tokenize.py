@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from moshivis.files import atomic_write
 
 LINES_A_PART = 256
 JOB, REPORT = "job.json", "report.json"
+_LEFT_BEHIND = re.compile(r"\.(speech|speechless|pictures|part|job|report|manifest)-.*\.(parquet|json)")
 _TICK = 0.2  # seconds between two looks at how far the processes are
 
 OnProgress = Callable[[int, int], None]  # lines done, of how many
@@ -125,8 +127,9 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
                 f"{folder} was begun otherwise (different: {', '.join(differing)}); give the same arguments to go on, "
                 "or another folder to begin anew"
             )
-        for temporary in folder.glob(".*"):  # left behind by a run that was killed
-            temporary.unlink()
+        for temporary in folder.glob(".*"):
+            if _LEFT_BEHIND.match(temporary.name):  # by a run that was killed
+                temporary.unlink()
         return
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty, and nothing in it is ours; name another folder")
