@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import resource
@@ -14,17 +15,21 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from moshivis.checkpoints.adapters import read_adapters
 from moshivis.checkpoints.folder import SAMPLING
 from moshivis.checkpoints.load import load_model
 from moshivis.data.shard_format import picture_key
 from moshivis.errors import CheckpointError, InputError, MoshivisError, ShardError
-from moshivis.inference.conversation import load
+from moshivis.inference.conversation import Assistant, load
+from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
-from moshivis.speech_lm.tokenizer import TextTokenizer
+from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
 from moshivis.training.recipe_file import recipe_from_dict
 from moshivis.training.run import train
+from moshivis.training.setup import check_base
+from moshivis.training.validation import answer
 from training_support import (
     PATIENCE,
     largest_difference,
@@ -37,6 +42,7 @@ from training_support import (
     recipe,
     recipe_data,
     run_ranks,
+    speechless_sample,
     start,
 )
 
@@ -193,7 +199,7 @@ def test_a_damaged_shard_stops_or_is_skipped(
     both = [{"path": str(folder), "kind": kind} for kind in ("speech", "speechless")]
     with pytest.raises(ShardError):
         run("stop", data__datasets=both, steps=6)
-    skipping = log_of(run("skip", data__datasets=both, data__on_corrupt="skip", steps=6))
+    skipping = log_of(run("stop", data__datasets=both, data__on_corrupt="skip", steps=6))  # as the error advises
     assert skipping[-1]["skipped_samples"] > 0
 
 
@@ -248,6 +254,40 @@ def test_validation_measures_and_generates(run: Any, packed: Path) -> None:
     wave, rate = soundfile.read(folder / "speech-0.wav")
     assert spoken["wanted"] == "the star is red" and rate == 24000 and wave.shape[1] == 2
     assert len(json.loads((folder / "speechless-1.json").read_text())["pieces"]) > 0
+
+
+class Silent(Sampling):
+    """A model that never says a word."""
+
+    def __call__(self, logits: Tensor, stream: int) -> Tensor:
+        return torch.full(logits.shape[:1], PADDING) if stream == 0 else super().__call__(logits, stream)
+
+
+def test_a_model_that_answers_nothing_is_validated_all_the_same(
+    tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    answer(Assistant(tiny_model, tiny_tokenizer, Silent()), speechless_sample(tiny_tokenizer, 0), None, tmp_path / "a")
+    assert json.loads((tmp_path / "a.json").read_text())["said"] == ""
+
+
+def test_gates_are_averaged_over_what_saw_a_picture(run: Any, packed: Path) -> None:
+    """How samples are put together does not matter: a part may have no picture at all."""
+    both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
+    gates = []
+    for at_once in (16, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("moshivis.training.validation.ROWS_AT_ONCE", at_once)
+            out = run(f"{at_once}", validation={"every": 2, "datasets": both, "rows": 10}, steps=2)
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        gates += [line["held_out_speech_gate"] for line in lines if "held_out_speech_gate" in line]
+    assert gates[0] == pytest.approx(gates[1], rel=1e-4)
+
+
+def test_a_base_without_adapters_trains_whole_or_not_at_all(tiny_model: MoshiVis) -> None:
+    blind = dataclasses.replace(tiny_model.config, adapters=None)
+    for trained in ("adapters", "lora"):
+        with pytest.raises(InputError, match=f"no adapters; train: {trained} needs both"):
+            check_base(recipe_from_dict({"out": "out", "train": trained}), blind)
 
 
 def test_new_adapters_begin_as_loud_as_asked_for(run: Any) -> None:

@@ -54,6 +54,8 @@ def test_the_command_ends_with_a_line_of_json(
     assert not (tmp_path / "run").exists()
     assert main(["train", str(path), "batch.rows=6", "--dry-run", "--ranks", "2"]) == 2
     assert "choose rows" in capsys.readouterr().err
+    assert main(["train", str(path), "out=/dev/null/run"]) == 2
+    assert capsys.readouterr().err == "moshivis: /dev/null/run/checkpoints: Not a directory\n"
     assert main(["train", str(path), "steps=1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run" / "adapters.safetensors")
     assert recipe_from_dict(yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())).steps == 1

@@ -22,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoshivisError as error:
         print(f"moshivis: {error}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:  # a disk that is full, a folder that is a file
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"moshivis: {where}{error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("\nmoshivis: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class MoshivisError(Exception):
-    """Anything that went wrong for a reason outside the code. The command line prints it and exits with status 1."""
+    """Anything that went wrong for a reason outside the code. The command line prints it and exits with status 2."""
 
 
 class InputError(MoshivisError):

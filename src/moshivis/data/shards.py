@@ -195,7 +195,11 @@ class _Reader:
         if file.name in self._sound:
             return
         check_size(self.folder, file)
-        if self.verify and file_sha256(self.folder / file.name) != file.sha256:
+        try:
+            sound = not self.verify or file_sha256(self.folder / file.name) == file.sha256
+        except OSError as error:
+            raise _damaged(self.folder, file, f"it cannot be read ({error.strerror or error})") from error
+        if not sound:
             raise _damaged(self.folder, file, "its checksum is wrong")
         self._sound.add(file.name)
 

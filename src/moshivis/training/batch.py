@@ -56,7 +56,7 @@ def collate(samples: Sequence[Sample], config: SpeechLMConfig, loss: LossRecipe,
     for sample in samples:
         check_sample(sample, config)
     steps = min(max(map(len, samples)), limit)
-    length = min(-(-steps // bucket) * bucket, max(limit, steps))
+    length = min(-(-steps // bucket) * bucket, limit)
 
     def stack(get: Callable[[Sample], np.ndarray], padding: float) -> Tensor:
         rows = [torch.from_numpy(np.ascontiguousarray(get(sample)[..., :limit])) for sample in samples]

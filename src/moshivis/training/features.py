@@ -7,6 +7,7 @@ picture under the encoder's fingerprint, so that ranks, runs and recipes share t
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from moshivis.errors import InputError
 from moshivis.files import atomic_write
 from moshivis.training.learner import Features
 from moshivis.vision import VisionEncoder, read_image, to_pixels
+
+_log = logging.getLogger(__name__)
 
 
 class FeatureCache:
@@ -48,6 +51,7 @@ class FeatureCache:
             self.folder = folder / f"{mark[:16]}-{str(dtype).removeprefix('torch.')}"
         self.held: OrderedDict[str, Tensor] = OrderedDict()
         self.bytes = 0
+        self._unwritable = False
         self.encoded = 0  # pictures that went through the encoder
 
     def features(self, keys: Sequence[str | None]) -> Features:
@@ -122,6 +126,11 @@ class FeatureCache:
 
     def _write(self, key: str, tensor: Tensor) -> None:
         file = self._file(key)
-        if file is not None:
+        if file is None or self._unwritable:
+            return
+        try:
             with atomic_write(file) as temporary:
                 save_file({"features": tensor}, temporary)
+        except (OSError, SafetensorError) as error:  # a full disk costs time, not the training
+            self._unwritable = True
+            _log.warning("%s cannot be written, so further pictures' features are not kept on disk: %s", file, error)

@@ -32,7 +32,8 @@ class Outcome(NamedTuple):
     audio: Tensor  # of the audio loss
     right: Tensor  # assistant's words predicted exactly; int64
     words: Tensor  # assistant's words asked for
-    gate: Tensor | None  # [L] mean gate of every block, over real steps of rows with a picture; None without adapters
+    gates: Tensor | None  # [L] sum of every block's gate over real steps of rows with a picture; None without adapters
+    seen: Tensor | None  # how many such steps there are
 
 
 class Learner(nn.Module):
@@ -58,8 +59,8 @@ class Learner(nn.Module):
         said = (part.text_weight[asked] > 0) & ~torch.isin(target, target.new_tensor(self._silent))
         right = (logits.argmax(-1) == target) & said
         audio = self._audio(hidden, part) if part.kind == "speech" else hidden.new_zeros((), dtype=torch.float32)
-        gate = _mean_gates(context, part) if gates and context is not None else None
-        return Outcome(text, audio, right.sum(), said.sum(), gate)
+        summed, seen = _sum_gates(context, part) if gates and context is not None else (None, None)
+        return Outcome(text, audio, right.sum(), said.sum(), summed, seen)
 
     @property
     def _silent(self) -> list[int]:
@@ -82,11 +83,11 @@ class Learner(nn.Module):
         return audio_sum(logits, audio, graded, codebook_weights(self.loss, audio.shape[1]).to(audio.device))
 
 
-def _mean_gates(context: ImageContext, part: Part) -> Tensor | None:
+def _sum_gates(context: ImageContext, part: Part) -> tuple[Tensor, Tensor] | tuple[None, None]:
     if not context.gates:
-        return None
+        return None, None
     gates = context.layer_gates().detach()  # [L, B, T], 0 in rows without a picture
     present = context.image.present
     assert present is not None
     seen = present[:, None].expand(-1, part.inputs.shape[-1]) & (part.text_weight > 0)
-    return (gates * seen).sum(dim=(1, 2)) / seen.sum().clamp(min=1)
+    return (gates * seen).sum(dim=(1, 2)), seen.sum()

@@ -73,7 +73,7 @@ def plan(recipe: Recipe, ranks: int = 1) -> Plan:
         weights=_weights(model, recipe, shared),
         optimiser=4 * states // shared,
         activations=_activations(model, recipe, rows),
-        adapter_file=(4 if recipe.train == "all" and recipe.precision == "fp32" else 2) * learnt,
+        adapter_file=(4 if recipe.train == "all" else 2) * learnt,
     )
 
 

@@ -71,8 +71,11 @@ class Report:
             return
         counts = {"skipped_steps": progress.skipped, "failed_checkpoints": progress.failed}
         line = {"step": progress.step, **values, **counts}
-        with open(self.out / LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.out / LOG, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk; what cannot be written is lost, the training is not
+            self.warn(f"{self.out / LOG} cannot be written: {error.strerror or error}")
         numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
         for tracker in self.trackers:
             tracker.log(numbers, progress.step)

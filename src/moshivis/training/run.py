@@ -126,7 +126,7 @@ def check_same_run(before: dict[str, Any], recipe: Recipe) -> None:
     differing = [
         f"{key}: {old!r} became {new!r}"
         for key, old, new in _leaves(before, now)
-        if key.split(".")[0] not in free and key not in ("data.workers", "data.verify")
+        if key.split(".")[0] not in free and key not in ("data.workers", "data.verify", "data.on_corrupt")
     ]
     if differing:
         raise InputError(

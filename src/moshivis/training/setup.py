@@ -85,8 +85,10 @@ def base_config(recipe: Recipe) -> ModelConfig:
 
 def check_base(recipe: Recipe, config: ModelConfig) -> None:
     """Raise InputError if the recipe asks for something that the base cannot give."""
-    if config.adapters is None and recipe.train == "adapters":
-        raise InputError(f"the base {recipe.base} has no image encoder and no adapters; train: adapters needs both")
+    if config.adapters is None and recipe.train != "all":  # what the others leave is a file of adapters
+        raise InputError(
+            f"the base {recipe.base} has no image encoder and no adapters; train: {recipe.train} needs both"
+        )
     if config.adapters is None and (recipe.adapters.fresh or recipe.adapters.changes()):
         raise InputError(f"the base {recipe.base} has no adapters that the recipe's `adapters` could change")
     codebooks = config.speech_lm.own_codebooks

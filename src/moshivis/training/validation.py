@@ -71,12 +71,13 @@ class Validation:
         parts = [self.trainer.collate(some) for some in split(samples, -(-count // ROWS_AT_ONCE))]
         denominators = Denominators.of(parts, self.recipe.loss)
         ranks.sum(denominators.sums)
-        sums, gates = torch.zeros(4, dtype=torch.float64), torch.zeros(0)
+        sums, gates = torch.zeros(4, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         for part in parts:
             outcome = self.trainer.forward(part, gates=True)
             sums += torch.stack([x.double().cpu() for x in (outcome.text, outcome.audio, outcome.right, outcome.words)])
-            if outcome.gate is not None:
-                gates = outcome.gate.cpu() / len(parts) + (gates if len(gates) else 0)
+            if outcome.gates is not None and outcome.seen is not None:
+                found = torch.cat([outcome.gates, outcome.seen[None]]).double().cpu()
+                gates = found + (gates if len(gates) else 0)
         ranks.sum(sums)
         text, audio, right, words = sums.tolist()
         values: dict[str, Any] = {
@@ -86,7 +87,8 @@ class Validation:
         if kind == "speech":
             values["held_out_speech_audio"] = audio / denominators.audio
         if len(gates):
-            mean = ranks.sum(gates) / ranks.count
+            *of_blocks, seen = ranks.sum(gates)
+            mean = torch.stack(of_blocks) / seen.clamp(min=1)
             values[f"held_out_{kind}_gate"] = float(mean.mean())
             values[f"held_out_{kind}_gates"] = [round(float(gate), 5) for gate in mean]
         return values
@@ -146,11 +148,10 @@ def _write(conversation: Conversation, tokenizer: TextTokenizer, sample: Sample)
         for speaker, run in itertools.groupby(zip(sample.speaker, sample.text, strict=True), lambda pair: pair[0])
         if speaker != Speaker.NOBODY
     ]
-    said: list[TextPiece] = []
-    for speaker, sentence in runs:
-        if speaker == Speaker.USER and sentence:
-            said += conversation.say_text(sentence)
-    return said or conversation.greet_text()
+    asked = [sentence for speaker, sentence in runs if speaker == Speaker.USER and sentence]
+    if not asked:
+        return conversation.greet_text()
+    return [piece for sentence in asked for piece in conversation.say_text(sentence)]
 
 
 def _speak(conversation: Conversation, assistant: Assistant, sample: Sample, file: Path) -> list[StepResult]:
