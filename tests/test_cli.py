@@ -138,10 +138,12 @@ def test_an_error_has_no_traceback_and_status_2() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_an_answer_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_cannot_be_written_is_still_shown(capsys: pytest.CaptureFixture[str]) -> None:
     talk = ["talk", "picture.png", "--model", "tiny", "--audio", "question.wav", "--seconds", "0.1"]
     assert main([*talk, "--out", "words.txt/answer.wav"]) == 2
-    assert "words.txt/answer.wav cannot be written" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "words.txt/answer.wav cannot be written" in said.err
+    assert "question.wav" in said.out and "wrote" not in said.out
 
 
 @pytest.mark.parametrize(

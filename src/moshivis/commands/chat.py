@@ -64,15 +64,15 @@ def run_chat(arguments: argparse.Namespace) -> int:
                 on_change=screen.update,
             )
         )
-    if out is not None:
-        _write(conversation, out)
+    unwritten = None if out is None else _write(conversation, out)
     for line in _transcript(conversation.recording):
         console.print(line)
     console.print(_summary(conversation, out), style="dim")
     if arguments.json:
         print(json.dumps(_to_json(conversation, out), ensure_ascii=False))
-    if conversation.failure is not None:
-        raise conversation.failure
+    failure = conversation.failure or unwritten  # said last, lest what was said be lost
+    if failure is not None:
+        raise failure
     return INTERRUPTED if conversation.interrupted and questions else 0
 
 
@@ -238,8 +238,10 @@ def _output(name: str | None) -> Path | None:
     return out
 
 
-def _write(conversation: Conversation, out: Path) -> None:
+def _write(conversation: Conversation, out: Path) -> InputError | None:
+    """Write the recording; returns why that was not possible."""
     try:
         write_wav(out, conversation.recording.channels())
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
+        return InputError(f"{out} cannot be written: {error.strerror or error}")
+    return None

@@ -48,15 +48,22 @@ def run_talk(arguments: argparse.Namespace) -> int:
             sampling=_sampling(assistant.sampling, arguments),
             on_frame=on_frame,
         )
-    audio = _write_audio(result, out)
     scale = GateScale.of(assistant.config.adapters)
-    if gates is not None:
-        _write_picture(draw_gates(result, picture, scale), gates)
+    audio: dict[str, str] = {}
+    unwritten: InputError | None = None
+    try:
+        audio = _write_audio(result, out)
+        if gates is not None:
+            _write_picture(draw_gates(result, picture, scale), gates)
+    except InputError as error:  # said last, lest the answer be lost
+        unwritten, gates = error, None
     _print_transcript(console, result, scale)
-    _print_summary(console, result, audio, gates, spoken_asked=arguments.out is not None)
+    _print_summary(console, result, audio, gates, spoken_asked=arguments.out is not None and unwritten is None)
     if arguments.json:
         paths = {"audio": audio or None, "gates": None if gates is None else str(gates)}
         print(json.dumps(result.to_json() | paths, ensure_ascii=False))
+    if unwritten is not None:
+        raise unwritten
     return 0
 
 
