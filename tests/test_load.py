@@ -49,6 +49,9 @@ def test_damaged_folders(tiny_folder: Path, tmp_path: Path) -> None:
     (dumb / "tokenizer.model").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer"):
         load(dumb)
+    more = copy("more")
+    shutil.copy(next(more.glob("*.safetensors")), more / "adapters.safetensors")  # not of the model's files
+    load(more)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(CheckpointError, match="holds no model"):

@@ -22,6 +22,7 @@ from moshivis.checkpoints.folder import (
     read_config,
     read_json,
     read_sampling,
+    weight_files,
 )
 from moshivis.checkpoints.released import check_released, from_released, to_released
 from moshivis.checkpoints.released_config import DEFAULTS, RELEASED, config_from_released
@@ -127,7 +128,8 @@ def dtype_named(name: str | None) -> torch.dtype | None:
 def _dtype_for(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> torch.dtype | None:
     if dtype is not None or torch.device(device).type != "cpu":
         return dtype
-    stored = sum(tensor.numel() for tensor in read_shapes(sorted(folder.glob("*.safetensors"))).values())
+    files = weight_files(folder) if is_our_folder(folder) else sorted(folder.glob("*.safetensors"))
+    stored = sum(tensor.numel() for tensor in read_shapes(files).values())
     return torch.float32 if stored < _LARGE else None
 
 

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -230,7 +231,10 @@ def _server(arguments: argparse.Namespace, sessions: int) -> Iterator[str]:
     command += ["--model", arguments.model, "--device", arguments.device]
     if arguments.threads is not None:
         command += ["--threads", str(arguments.threads)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    if arguments.download:
+        command.append("--download")
+    own = {name: value for name, value in os.environ.items() if name != "MOSHIVIS_TOKEN"}  # our clients have none
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as process:
         try:
             assert process.stdout is not None and process.stderr is not None
             found = re.search(r"http://\S+", process.stdout.readline())
