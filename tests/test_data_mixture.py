@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_support import Numbered, same, sample
 from moshivis.data.concat import Concatenated
-from moshivis.data.cut import Windows, cut, cut_points, join
+from moshivis.data.cut import cut, cut_points, join
 from moshivis.data.mixture import BLOCK, Mixture, shares
 from moshivis.data.sample import Kind
 from moshivis.errors import InputError
@@ -140,13 +140,3 @@ def test_pieces_make_the_whole() -> None:
     assert joined.audio is not None
     assert np.array_equal(joined.text, made.text)
     assert np.array_equal(joined.audio, made.audio)
-
-
-@pytest.mark.parametrize("kind", ["speech", "speechless"])
-def test_windows(kind: Kind) -> None:
-    short, long = Windows(Numbered(kind=kind), 20), Windows(Numbered(kind=kind, length=100, image="p"), 20)
-    assert same(short[4], sample(4, kind=kind))
-    pieces = [long[position] for position in range(50)]
-    assert all(0 < len(piece) <= 20 and piece.image == "p" for piece in pieces)
-    assert same(long[7], pieces[7])
-    assert long.picture("p") == b"p"

@@ -6,38 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moshivis.data.sample import Dataset, Sample, skipped
+from moshivis.data.sample import Sample
 from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING
-
-_STREAM = 1  # sets these draws apart from those of other data sets with the same seed
-
-
-class Windows:
-    """A `Dataset` whose samples are no longer than `longest` steps: of longer ones a random piece is taken."""
-
-    def __init__(self, dataset: Dataset, longest: int, seed: int = 0):
-        if longest < 1:
-            raise InputError(f"samples cannot be cut to {longest} steps")
-        self.dataset, self.longest, self.seed = dataset, longest, seed
-        self.name, self.kind = dataset.name, dataset.kind
-
-    @property
-    def skipped(self) -> int:
-        return skipped(self.dataset)
-
-    def __getitem__(self, position: int) -> Sample:
-        sample = self.dataset[position]
-        if len(sample) <= self.longest:
-            return sample
-        rng = np.random.default_rng([self.seed, position, _STREAM])
-        points = cut_points(sample)
-        begin = int(rng.choice(points[points <= len(sample) - self.longest]))
-        end = int(points[points <= begin + self.longest].max())
-        return cut(sample, begin, end if end > begin else begin + self.longest)
-
-    def picture(self, key: str) -> bytes:
-        return self.dataset.picture(key)
 
 
 def cut_points(sample: Sample) -> np.ndarray:

@@ -25,7 +25,6 @@ from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
 Form = Literal["plain", "marked"]
-FORMS: tuple[Form, ...] = ("plain", "marked")
 
 
 def speechless_sample(

@@ -37,7 +37,7 @@ from moshivis.model import MoshiVis
 from moshivis.presets import PRESETS, random_model
 
 WARM_UP = 5  # frames that are not counted
-ENCODE, BACKBONE, DEPTH, DECODE = PARTS = ("codec_encode", "backbone", "depth", "codec_decode")
+ENCODE, BACKBONE, DEPTH, DECODE = ("codec_encode", "backbone", "depth", "codec_decode")
 LM_STEP, SUM = "lm_step", "sum"
 
 

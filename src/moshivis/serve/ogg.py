@@ -34,10 +34,10 @@ def checksum(page: bytes) -> int:
     return int(f"{value:032b}"[::-1], 2)
 
 
-def make_page(packet: bytes, *, serial: int, sequence: int, granule: int = 0, flags: int = 0) -> bytes:
+def make_page(packet: bytes, *, serial: int, sequence: int, flags: int = 0) -> bytes:
     """A page that holds one whole packet of less than 65,025 bytes."""
     table = b"\xff" * (len(packet) // 255) + bytes([len(packet) % 255])
-    head = _MAGIC + struct.pack("<BqIIIB", flags, granule, serial, sequence, 0, len(table))
+    head = _MAGIC + struct.pack("<BqIIIB", flags, 0, serial, sequence, 0, len(table))
     page = head + table + packet
     return page[:22] + struct.pack("<I", checksum(page)) + page[26:]
 
