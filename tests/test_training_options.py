@@ -241,6 +241,17 @@ def test_a_full_disk_keeps_the_older_checkpoint(tiny_folder: Path, packed: Path,
     assert sorted(path.name for path in (out / "checkpoints").iterdir())[-1] == "step-00000005"
 
 
+def test_what_is_kept_for_speed_and_for_reading_does_not_stop_a_run(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log and a cache of features that cannot be written, as on a full disk."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").symlink_to(tmp_path / "gone" / "log.jsonl")
+    out = run("run", features__folder="/dev/null/features")
+    assert (out / "adapters.safetensors").is_file()
+    assert len([line for line in caplog.messages if "features are not kept on disk" in line]) == 1
+
+
 def test_validation_measures_and_generates(run: Any, packed: Path) -> None:
     both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
     out = run(validation={"every": 2, "datasets": both, "rows": 5, "samples": 2}, precision="bf16", train="lora")
