@@ -25,7 +25,7 @@ from moshivis.errors import InputError, ShardError
 from moshivis.vision.image import read_image
 
 OnCorrupt = Literal["stop", "skip"]
-WINDOW = 16  # row groups that are shuffled together and held in memory: 1024 conversations
+WINDOW = 16  # row groups that are shuffled together and held in memory: 1024 recordings or 4096 written dialogues
 
 _log = logging.getLogger("moshivis.data")
 

@@ -1,7 +1,10 @@
 """Builds the miniature from nothing: a chain of resumable stages, each a folder of the output.
 
-clips -> recogniser -> codec -> codes -> language -> adapters -> model
-      -> tokenizer               vision ----------^
+clips -> recogniser -> codec -+> codes -> language -+
+             tokenizer -------|------------^        |
+                              +> voice -------------+
+             pictures -> vision --------------------+> adapters -> model
+clips -> listener ---------------------------------------------------^
 """
 
 from __future__ import annotations
