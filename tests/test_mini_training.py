@@ -14,7 +14,7 @@ from mini_support import FAMILIES, needs_speech
 from moshivis.mini import grammar, parallel
 from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
 from moshivis.mini.codes import ClipCodes
-from moshivis.mini.dialogues import TEXT_LEAD, Spoken
+from moshivis.mini.dialogues import TEXT_LEAD, Spoken, _Reply, _Timeline
 from moshivis.mini.pictures import ATTRIBUTES, draw
 from moshivis.mini.questions import Query
 from moshivis.mini.recipe import CODEBOOKS, TOKENS, mini
@@ -78,6 +78,29 @@ def test_a_recital_grades_only_what_is_determined(
         spoken_at = np.flatnonzero(recited[:-TEXT_LEAD]) + TEXT_LEAD
         assert sample.audible[spoken_at].mean() < 0.05  # not none: a pause may lie between two recitals
         assert (sample.user < 256).all() and (sample.own[:, begins + TEXT_LEAD : 290] >= 0).all()
+
+
+@needs_speech
+def test_when_a_word_comes_tells_nothing_of_which_it_is(
+    spoken_codes: ClipCodes, world_tokenizer: TextTokenizer
+) -> None:
+    """In a turn that teaches what to answer, what follows "is" comes as it does after "is" in any recording."""
+    spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
+    index = spoken.answers["The capital of Italy is Rome."]
+    assert len(set(spoken.paces["is"])) > 1
+
+    def pauses(speaking: float) -> set[int]:
+        """Frames from "is" to "Rome"."""
+        found = set()
+        for seed in range(40):
+            line = _Timeline(spoken, random.Random(seed), speaking)
+            line.assistant(_Reply("The capital of Italy is Rome.", [index]), at=5)
+            copula, rome = (list(line.text).index(world_tokenizer.encode(word)[0]) for word in ("is", "Rome."))
+            found.add(rome - copula)
+        return found
+
+    assert pauses(speaking=0.0) == set(spoken.paces["is"])
+    assert len(pauses(speaking=1.0)) == 1
 
 
 @needs_speech

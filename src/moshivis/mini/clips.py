@@ -43,7 +43,9 @@ from moshivis.mini.writing import TEXTS, Writing
 
 SHARD_CLIPS = 200
 _NUM_THERE, _NUM_AND, _NUM_QUESTIONS, _NUM_WHOLE = 220, 220, 750, 40  # a voice
-_NUM_MORE_QUESTIONS = 800  # a voice, in the plan's last shards
+_NUM_MORE_QUESTIONS = 800  # a voice
+_NUM_ASKED = 1600  # a voice, questions as pictures give rise to them, in the plan's last shards
+_ASKED = ("colour", "shape", "size", "count", "place", "yes_no", "yes_no", "misleading")
 _NUM_HELD_OUT = 300
 _NUM_LISTENER = 4000
 
@@ -156,8 +158,9 @@ def plan(seed: int = 0) -> list[PlannedShard]:
     """All shards of the training voices, in an order in which an unfinished folder already holds every voice.
 
     First some of the assistant's answers, then a shard of every user voice, then the other answers, then the rest of
-    the user voices with the assistant's descriptions between them, then more questions, and at last more of everything
-    in the flite voices: they are few, and the voice kept out of training is one of theirs.
+    the user voices with the assistant's descriptions between them, then more questions, then more of everything in the
+    flite voices (they are few, and the voice kept out of training is one of theirs), and at last questions as pictures
+    give rise to them: sentences that no voice has said are understood less well, however well known their words are.
     """
     rng = random.Random(seed)
     users = [list(_chunks(voice, _user_clips(voice, seed))) for voice in USER_VOICES]
@@ -170,7 +173,8 @@ def plan(seed: int = 0) -> list[PlannedShard]:
         ordered += [*rest[3 * number : 3 * number + 3], *described[number : number + 1]]
     more = [list(_chunks(voice, _more_questions(voice, seed))) for voice in USER_VOICES]
     rare = [list(_chunks(voice, _user_clips(voice, seed + 1))) for voice in USER_VOICES if voice.engine == "flite"]
-    ordered += [chunk for kind in (more, rare) for turn in zip_longest(*kind) for chunk in turn if chunk]
+    asked = [list(_chunks(voice, _asked_questions(voice, seed))) for voice in USER_VOICES]
+    ordered += [chunk for kind in (more, rare, asked) for turn in zip_longest(*kind) for chunk in turn if chunk]
     return [
         PlannedShard(index=index, voice=voice, seed=seed * 100_003 + index, clips=clips)
         for index, (voice, clips) in enumerate(ordered)
@@ -226,6 +230,16 @@ def _user_clips(voice: Voice, seed: int) -> list[PlannedClip]:
 def _more_questions(voice: Voice, seed: int) -> list[PlannedClip]:
     rng = random.Random(f"{seed}-{voice.name}-more")
     return _shuffled([_question_clip(query) for query in grammar.all_questions(rng, _NUM_MORE_QUESTIONS)], rng)
+
+
+def _asked_questions(voice: Voice, seed: int) -> list[PlannedClip]:
+    rng = random.Random(f"{seed}-{voice.name}-asked")
+    asked: dict[str, Query] = {}
+    while len(asked) < _NUM_ASKED:
+        turn = grammar.ask(sample_scene(rng), rng.choice(_ASKED), rng)
+        if turn is not None:
+            asked[turn.question] = turn.query
+    return [_question_clip(query) for query in asked.values()]
 
 
 def _phrase_clips(rng: random.Random, num_there: int, num_and: int | None = None) -> list[PlannedClip]:

@@ -27,7 +27,7 @@ from moshivis.mini.voices import SAMPLE_RATE
 
 FRAME = 1920  # samples
 LEAD_FRAMES, TAIL_FRAMES = 3, 3  # silence before (dropped) and after (kept) each clip
-TAKES, SPEEDS = 3, (0.86, 1.16)  # of a user's clip
+TAKES, SPEEDS = 2, (0.86, 1.16)  # of a user's clip
 SILENCE_FRAMES, NUM_BACKGROUNDS = 256, 24
 BATCH = 16
 

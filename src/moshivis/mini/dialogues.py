@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -42,16 +43,16 @@ MISHEARD_SHARE = 0.2  # at most, of the user's codes
 TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
-# either how to say an answer, or which one: then its own channel holds a recording of another answer.
+# either how to say an answer, or which one: then its own channel holds a recording of another answer. When the words
+# come tells as much ("is" comes sooner before "nothing" than before "a red star"), so then they come as they do in any
+# recording: a model that must choose a moment first would else choose the answer by it.
 SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn to speak, only not to disturb it
-# Most spoken questions ask for something that a given scene does not have, or are to be answered by no: of these, few
-# are kept, so that there are as many of them as in writing.
-MISSING_KEPT, DENIED_KEPT = 0.04, 0.4
 # A recital is a told scene, or a picture, and facts about it, one after the other without being asked for and faster
 # than anybody speaks: looking things up is learnt from many times as many examples. The first words of a fact, which
 # only a question could tell, are no targets: nothing is learnt of when to speak, or about what.
-RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.3
+RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.35, 0.3
 RECITED, OPENING_WORDS = 10, 2
+ATTEMPTS = 20  # at a question that a voice has a clip of
 SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
 
 
@@ -89,13 +90,16 @@ class Spoken:
         self.similar: dict[str, list[int]] = defaultdict(list)  # the same by their opening
         self.greetings: list[int] = []
         self.phrases: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, kind)
-        self.questions: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, family)
+        self.questions: dict[tuple[str, Query], list[int]] = defaultdict(list)  # (voice, what is asked)
+        self.paces: dict[str, list[int]] = defaultdict(list)  # frames from a word to the next one, wherever it is said
         self.whole: dict[str, list[int]] = defaultdict(list)
         self.queries: dict[int, Query] = {}
         for i, clip in enumerate(codes.clips.clips):
             if clip.role == "assistant":
                 self.said.append(i)
                 self.similar[_opening(clip)].append(i)
+                for word, following in pairwise(clip.words):
+                    self.paces[word.text].append(_frame(following.start) - _frame(word.start))
             if clip.kind == "greeting":
                 self.greetings.append(i)
             elif clip.role == "assistant":
@@ -107,7 +111,7 @@ class Spoken:
                 if clip.kind == "whole":
                     self.whole[clip.voice].append(i)
                 else:
-                    self.questions[clip.voice, clip.query.family].append(i)
+                    self.questions[clip.voice, _content(clip.query)].append(i)
         voices = sorted({voice for voice, _ in self.questions})
         self.voices = [voice for voice in voices for _ in range(VOICE_TURNS.get(voice, 1))]
 
@@ -206,16 +210,14 @@ class Spoken:
         return clips, Scene(objects, writing=writing)
 
     def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> _Turn | None:
-        """A question clip of the family that the scene answers, and the clips of the answer."""
-        candidates = self.questions[voice, family]
-        for _ in range(60 if candidates else 0):
-            clip = rng.choice(candidates)
-            turn = grammar.answer(self.queries[clip], scene)
-            if turn is None or rng.random() >= _share_kept(turn):
+        """A clip that asks what `ask` asks about the scene, in whatever words, and the clips of the answer."""
+        for _ in range(ATTEMPTS):
+            turn = ask(scene, family, rng)
+            if turn is None:
                 continue
-            reply = self._reply(turn)
-            if reply:
-                return [clip], reply
+            clips, reply = self.questions.get((voice, _content(turn.query))), self._reply(turn)
+            if clips and reply:
+                return [rng.choice(clips)], reply
         return None
 
     def _reply(self, turn: Turn | None) -> _Reply | None:
@@ -238,10 +240,19 @@ class Spoken:
         return other
 
 
-def _share_kept(turn: Turn) -> float:
-    if turn.facts["missing"]:
-        return MISSING_KEPT
-    return DENIED_KEPT if turn.facts.get("verdict") == "no" else 1.0
+def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
+    """As `grammar.ask`, but half of the questions for something that is not there are left out."""
+    turn = grammar.ask(scene, family, rng)
+    return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn
+
+
+def _content(query: Query) -> Query:
+    """What a query asks, however it is put: the answer does not depend on more."""
+    return replace(query, phrasing=0, choices=())
+
+
+def _frame(seconds: float) -> int:
+    return int(seconds / FRAME_SECONDS)
 
 
 def _opening(clip: Clip) -> str:
@@ -278,12 +289,23 @@ class _Timeline:
             heard = index if teaches_to_speak else self.spoken.other(index, self.rng)
             self._put(self.own, self.spoken.codes[heard][: self.spoken.levels, :frames], at + TEXT_LEAD)
             self.audible[at + TEXT_LEAD : at + TEXT_LEAD + frames] = teaches_to_speak
-            for spoken in self.spoken.codes.clips.clips[index].words:
-                self._write(next(words), at + int(spoken.start / FRAME_SECONDS))
+            starts = self._starts(index, as_recorded=teaches_to_speak)
+            for start in starts:
+                self._write(next(words), at + start)
             at += frames - TAIL_FRAMES
-        self.end = at + TEXT_LEAD
+        self.end = max(at, self.cursor) + TEXT_LEAD
         if teaches_to_speak:
             self.graded[max(0, self.begin - 1) : max(at, self.cursor)] = False
+
+    def _starts(self, index: int, as_recorded: bool) -> list[int]:
+        """Frame of every word of a clip: as recorded, or as far apart as the same words are in any recording."""
+        words = self.spoken.codes.clips.clips[index].words
+        if as_recorded:
+            return [_frame(word.start) for word in words]
+        starts = [_frame(words[0].start)]
+        for word in words[:-1]:
+            starts.append(starts[-1] + self.rng.choice(self.spoken.paces[word.text]))
+        return starts
 
     def recite(self, facts: list[str], at: int) -> None:
         """Facts in the text stream only; in the assistant's own channel something else is said meanwhile."""

@@ -20,6 +20,7 @@ from moshivis.mini.dialogues import (
     TOLD_SHARE,
     WRITING_SHARE,
     Sample,
+    ask,
     choose_family,
 )
 from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
@@ -50,7 +51,7 @@ class Written:
         scene = None if told else sample_picture(rng)
         while True:
             if rng.random() < SCENELESS_SHARE:
-                turn = _ask(Scene(()), rng.choice(SCENELESS_FAMILIES), rng)
+                turn = ask(Scene(()), rng.choice(SCENELESS_FAMILIES), rng)
                 if turn is not None:
                     yield "", turn
                 continue
@@ -59,7 +60,7 @@ class Written:
                 about = said_scene(_scene_to_tell(rng, (1, 2, 2, 2, 3)), rng)
                 telling = ", ".join(grammar.scene_phrases(about, rng)) + ". "
             assert about is not None
-            turn = _ask(about, choose_family(about, rng, SCENE_FAMILIES), rng)
+            turn = ask(about, choose_family(about, rng, SCENE_FAMILIES), rng)
             if turn is not None:
                 scene = about
                 yield telling, turn
@@ -109,9 +110,3 @@ class Written:
 
 def _scene_to_tell(rng: random.Random, counts: tuple[int, ...]) -> Scene:
     return sample_written_scene(rng) if rng.random() < WRITING_SHARE else sample_scene(rng, rng.choice(counts))
-
-
-def _ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
-    """As `grammar.ask`, but half of the questions for something that nobody told are left out."""
-    turn = grammar.ask(scene, family, rng)
-    return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn
