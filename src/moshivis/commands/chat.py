@@ -65,6 +65,8 @@ def run_chat(arguments: argparse.Namespace) -> int:
             )
         )
     unwritten = None if out is None else _write(conversation, out)
+    if unwritten is not None:
+        out = None
     for line in _transcript(conversation.recording):
         console.print(line)
     console.print(_summary(conversation, out), style="dim")
