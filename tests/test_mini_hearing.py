@@ -9,7 +9,8 @@ import pytest
 
 from mini_support import FAMILIES, needs_speech
 from moshivis.mini.codes import FRAME, SPEEDS, TAIL_FRAMES, TAKES, ClipCodes
-from moshivis.mini.dialogues import FRAME_SECONDS, TEXT_LEAD, Spoken, _Reply, _Timeline
+from moshivis.mini.dialogues import TEXT_LEAD, Spoken, _Reply, _Timeline
+from moshivis.mini.pace import FRAME_SECONDS
 from moshivis.mini.recipe import CODEBOOKS
 from moshivis.mini.scenes import Scene
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer

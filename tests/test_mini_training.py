@@ -15,6 +15,7 @@ from moshivis.mini import grammar, parallel
 from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
 from moshivis.mini.codes import ClipCodes
 from moshivis.mini.dialogues import TEXT_LEAD, Spoken, _Reply, _Timeline
+from moshivis.mini.pace import word_starts
 from moshivis.mini.pictures import ATTRIBUTES, draw
 from moshivis.mini.questions import Query
 from moshivis.mini.recipe import CODEBOOKS, TOKENS, mini
@@ -81,26 +82,15 @@ def test_a_recital_grades_only_what_is_determined(
 
 
 @needs_speech
-def test_when_a_word_comes_tells_nothing_of_which_it_is(
-    spoken_codes: ClipCodes, world_tokenizer: TextTokenizer
-) -> None:
-    """In a turn that teaches what to answer, what follows "is" comes as it does after "is" in any recording."""
+@pytest.mark.parametrize("speaking", [0.0, 1.0])
+def test_words_come_at_the_even_pace(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer, speaking: float) -> None:
     spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
-    index = spoken.answers["The capital of Italy is Rome."]
-    assert len(set(spoken.paces["is"])) > 1
-
-    def pauses(speaking: float) -> set[int]:
-        """Frames from "is" to "Rome"."""
-        found = set()
-        for seed in range(40):
-            line = _Timeline(spoken, random.Random(seed), speaking)
-            line.assistant(_Reply("The capital of Italy is Rome.", [index]), at=5)
-            copula, rome = (list(line.text).index(world_tokenizer.encode(word)[0]) for word in ("is", "Rome."))
-            found.add(rome - copula)
-        return found
-
-    assert pauses(speaking=0.0) == set(spoken.paces["is"])
-    assert len(pauses(speaking=1.0)) == 1
+    text = "The capital of Italy is Rome."
+    line = _Timeline(spoken, random.Random(0), speaking)
+    line.assistant(_Reply(text, [spoken.answers[text]]), at=5)
+    words = spoken_codes.clips.clips[spoken.answers[text]].words
+    for word, start in zip(words, word_starts(words, spoken.pace), strict=True):
+        assert line.text[5 + start] == world_tokenizer.encode(word.text)[0]
 
 
 @needs_speech

@@ -12,20 +12,19 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
 from moshivis.mini import grammar
 from moshivis.mini.clips import Clip
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
+from moshivis.mini.pace import FRAME_SECONDS, usual_frames, word_starts
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn
 from moshivis.mini.recipe import CODEC
 from moshivis.mini.scenes import Scene, sample_picture
 from moshivis.mini.writing import Writing
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
-FRAME_SECONDS = 0.08
 IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
 SPOKEN_SCENELESS = (*SCENELESS_FAMILIES, "knowledge")  # as often as they stand here: facts have the most rare words
@@ -43,9 +42,8 @@ MISHEARD_SHARE = 0.2  # at most, of the user's codes
 TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
-# either how to say an answer, or which one: then its own channel holds a recording of another answer. When the words
-# come tells as much ("is" comes sooner before "nothing" than before "a red star"), so then they come as they do in any
-# recording: a model that must choose a moment first would else choose the answer by it.
+# either how to say an answer, or which one: then its own channel holds a recording of another answer. (When its words
+# come must tell as little, hence the even pace.)
 SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn to speak, only not to disturb it
 # A recital is a told scene, or a picture, and facts about it, one after the other without being asked for and faster
 # than anybody speaks: looking things up is learnt from many times as many examples. The first words of a fact, which
@@ -91,15 +89,13 @@ class Spoken:
         self.greetings: list[int] = []
         self.phrases: dict[tuple[str, str], list[int]] = defaultdict(list)  # (voice, kind)
         self.questions: dict[tuple[str, Query], list[int]] = defaultdict(list)  # (voice, what is asked)
-        self.paces: dict[str, list[int]] = defaultdict(list)  # frames from a word to the next one, wherever it is said
+        self.pace = usual_frames(clip.words for clip in codes.clips.clips if clip.role == "assistant")
         self.whole: dict[str, list[int]] = defaultdict(list)
         self.queries: dict[int, Query] = {}
         for i, clip in enumerate(codes.clips.clips):
             if clip.role == "assistant":
                 self.said.append(i)
                 self.similar[_opening(clip)].append(i)
-                for word, following in pairwise(clip.words):
-                    self.paces[word.text].append(_frame(following.start) - _frame(word.start))
             if clip.kind == "greeting":
                 self.greetings.append(i)
             elif clip.role == "assistant":
@@ -251,10 +247,6 @@ def _content(query: Query) -> Query:
     return replace(query, phrasing=0, choices=())
 
 
-def _frame(seconds: float) -> int:
-    return int(seconds / FRAME_SECONDS)
-
-
 def _opening(clip: Clip) -> str:
     return " ".join([clip.kind, *clip.text.split()[:2]])
 
@@ -289,23 +281,12 @@ class _Timeline:
             heard = index if teaches_to_speak else self.spoken.other(index, self.rng)
             self._put(self.own, self.spoken.codes[heard][: self.spoken.levels, :frames], at + TEXT_LEAD)
             self.audible[at + TEXT_LEAD : at + TEXT_LEAD + frames] = teaches_to_speak
-            starts = self._starts(index, as_recorded=teaches_to_speak)
-            for start in starts:
+            for start in word_starts(self.spoken.codes.clips.clips[index].words, self.spoken.pace):
                 self._write(next(words), at + start)
             at += frames - TAIL_FRAMES
         self.end = max(at, self.cursor) + TEXT_LEAD
         if teaches_to_speak:
             self.graded[max(0, self.begin - 1) : max(at, self.cursor)] = False
-
-    def _starts(self, index: int, as_recorded: bool) -> list[int]:
-        """Frame of every word of a clip: as recorded, or as far apart as the same words are in any recording."""
-        words = self.spoken.codes.clips.clips[index].words
-        if as_recorded:
-            return [_frame(word.start) for word in words]
-        starts = [_frame(words[0].start)]
-        for word in words[:-1]:
-            starts.append(starts[-1] + self.rng.choice(self.spoken.paces[word.text]))
-        return starts
 
     def recite(self, facts: list[str], at: int) -> None:
         """Facts in the text stream only; in the assistant's own channel something else is said meanwhile."""
