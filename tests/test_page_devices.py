@@ -84,6 +84,21 @@ def test_the_microphone_is_changed_during_a_call(server: RunningServer, visitor:
     assert len(visitor.sockets) == 2 and visitor.complaints == []
 
 
+def test_a_loudspeaker_that_is_gone_does_not_stop_the_call(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.evaluate(
+        """() => {
+          const speaker = document.querySelector('#speaker');
+          speaker.append(new Option('Gone', 'no-such-device'));
+          speaker.value = 'no-such-device';
+        }"""
+    )
+    page.click("#call")
+    visitor.wait_state("talking")
+    assert not page.is_visible("#problem")
+    page.click("#call")
+
+
 def test_a_microphone_that_is_gone_is_replaced(server: RunningServer, visitor: Visitor) -> None:
     page = talking(server, visitor)
     page.evaluate("document.querySelector('#microphone').append(new Option('Gone', 'no-such-device'))")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +22,7 @@ from page_support import (
     until,
 )
 from page_visitor import Visitor
-from serve_support import RunningServer, serving
+from serve_support import RunningServer, serving, wait_for
 
 pytest.importorskip("playwright")
 if TYPE_CHECKING:
@@ -71,6 +76,89 @@ def test_a_lost_connection_comes_back(server: RunningServer, visitor: Visitor) -
     until(page, "moshivis.transcript.turns.length > 0")
     page.click("#call")
     assert len(visitor.sockets) == 2 and visitor.complaints == []
+
+
+def test_a_dead_connection_is_noticed(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.evaluate("moshivis.call.wire.socket.onmessage = () => {}")  # as if nothing came any more
+    visitor.wait_state("lost")
+    visitor.wait_state("talking")
+    assert len(visitor.sockets) == 2 and "Connected again" in page.inner_text("#transcript")
+    page.click("#call")
+
+
+@contextlib.contextmanager
+def proxy(server: RunningServer, replaced: str, by: str) -> Iterator[str]:
+    """An address that leads to the server; what clients send is changed on its way."""
+
+    class Passing(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", server.port)) as inner:
+                threading.Thread(target=self.pass_on, args=(inner, self.request, False), daemon=True).start()
+                self.pass_on(self.request, inner, True)
+
+        def pass_on(self, source: socket.socket, target: socket.socket, changed: bool) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(2**16):
+                    target.sendall(data.replace(old, by.encode()) if changed else data)
+                target.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Passing) as passing:
+        passing.daemon_threads = True
+        port = passing.server_address[1]
+        old = replaced.format(port=port).encode()
+        threading.Thread(target=passing.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{port}"
+        passing.shutdown()
+
+
+def test_a_proxy_that_takes_another_name_is_explained(server: RunningServer, visitor: Visitor) -> None:
+    with proxy(server, "Host: 127.0.0.1:{port}", f"Host: 127.0.0.1:{server.port}") as url:
+        page = visitor.open(url)
+        page.click("#call")
+        visitor.wait_state("idle")
+        problem = visitor.problem()
+        assert "The server refused the call" in problem and f"--origin {url}" in problem
+    assert len(visitor.sockets) == 1
+
+
+def test_a_proxy_that_passes_no_websockets_is_explained(server: RunningServer, visitor: Visitor) -> None:
+    with proxy(server, "Upgrade: websocket", "X-Upgrade: nothing") as url:
+        page = visitor.open(url)
+        page.click("#call")
+        visitor.wait_state("idle")
+        assert "Sound cannot get through to the server" in visitor.problem()
+    assert len(visitor.sockets) == 5
+
+
+def test_sound_that_the_system_stops_comes_back(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.evaluate("moshivis.call.sound.wake = () => {}")  # as where only a tap lets sound flow again
+    page.evaluate("moshivis.call.sound.context.suspend()")
+    assert "The sound was interrupted" in visitor.problem()
+    page.evaluate("delete moshivis.call.sound.wake")
+    page.click("#problem-action")
+    until(page, "moshivis.call.sound.context.state === 'running'")
+    assert not page.is_visible("#problem") and page.evaluate("moshivis.call.state") == "talking"
+    page.evaluate("moshivis.call.sound.context.suspend()")  # now it helps itself
+    until(page, "moshivis.call.sound.context.state === 'running'")
+    page.click("#call")
+
+
+def test_who_gives_up_waiting_gives_the_place_back(mini: Assistant, visitor: Visitor) -> None:
+    with serving(mini, page=PAGE, sessions=1) as server:
+        taken = server.run(server.hall.session(kind="test"))
+        page = visitor.open(server.url)
+        page.click("#call")
+        visitor.wait_state("queued")
+        assert server.hall.queued == 1
+        page.click("#call")
+        wait_for(lambda: server.hall.queued == 0, "the place to be given back", 20)
+        server.call(lambda: taken.end("closed"))
 
 
 @pytest.mark.parametrize(

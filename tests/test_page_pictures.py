@@ -57,6 +57,36 @@ def test_a_drawing_is_sent(server: RunningServer, visitor: Visitor) -> None:
     assert visitor.complaints == []
 
 
+def test_no_stroke_of_a_long_drawing_is_lost(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#tab-draw")
+    found = page.evaluate(
+        """() => {
+          const { drawing } = moshivis.picture;
+          const colour = (i) => [...drawing.pen.getImageData(2 + 2 * i, 100, 1, 1).data].slice(0, 3).join();
+          Object.assign(drawing.size, { value: 1 });
+          drawing.tool = 'brush';
+          drawing.colour = '#000000';
+          for (let i = 0; i < 205; i++) {
+            drawing.add([2 + 2 * i, 90]);
+            drawing.mark.points.push([2 + 2 * i, 110]);
+            drawing.paint();
+            drawing.mark = null;
+          }
+          const drawn = [0, 4, 204].map(colour);
+          for (let i = 0; i < 300; i++) drawing.undo();
+          const kept = [0, 4, 5, 204].map(colour);
+          const before = drawing.empty;
+          drawing.clear();
+          return { drawn, kept, before, after: drawing.empty, cleared: colour(0) };
+        }"""
+    )
+    white = "255,255,255"
+    assert white not in found["drawn"]
+    assert white not in found["kept"][:2] and found["kept"][2:] == [white, white]  # too old to be taken back
+    assert (found["before"], found["after"], found["cleared"]) == (False, True, white)
+
+
 def test_large_pictures_are_made_smaller_and_others_are_refused(
     server: RunningServer, visitor: Visitor, tmp_path: Path
 ) -> None:

@@ -40,10 +40,10 @@ QUESTIONS = ("What do you see?", "What is in the middle of the picture?", "Which
 def about_routes(hall: Hall) -> list[Route]:
     """`/api/info` and `/api/scene`."""
 
-    async def info(request: Request) -> Response:
+    async def info(request: Request) -> Response:  # by POST too: with it a browser sends the Origin that decides
         return JSONResponse(describe(hall))
 
-    return [Route("/api/info", info), Route("/api/scene", _scene)]
+    return [Route("/api/info", info, methods=["GET", "POST"]), Route("/api/scene", _scene)]
 
 
 def describe(hall: Hall) -> dict[str, Any]:

@@ -9,6 +9,7 @@ const PROCESSING = { echoCancellation: true, noiseSuppression: true, autoGainCon
  * @property {(report: {level: number, start: number, played: number, missed: number, underruns: number}) => void} buffer
  * in ms, five times a second
  * @property {() => void} unplugged the microphone is gone
+ * @property {(running: boolean) => void} running whether sound flows: a phone call or the lock screen may stop it
  */
 
 export class Sound {
@@ -25,7 +26,7 @@ export class Sound {
    */
   async open({ microphone, speaker }) {
     // Made first, while the click still counts as permission to make sound.
-    this.context = new AudioContext({ latencyHint: 'interactive' });
+    const context = (this.context = new AudioContext({ latencyHint: 'interactive' }));
     try {
       const stream = await openMicrophone(microphone);
       if (!this.context) return stopTracks(stream); // hung up while the browser was asking
@@ -34,6 +35,7 @@ export class Sound {
       await this.setSpeaker(speaker);
       await this.context.resume();
       this.connect();
+      context.onstatechange = () => context.state !== 'closed' && this.on.running(context.state === 'running');
     } catch (error) {
       this.close();
       throw error;
@@ -75,11 +77,21 @@ export class Sound {
     this.listen();
   }
 
-  /** @param {string} id where the browser can choose one */
+  /** Let sound flow again after the system has stopped it. */
+  async wake() {
+    await this.context?.resume().catch(() => undefined); // it may need another tap
+  }
+
+  /** @param {string} id where the browser can choose one; if it is not plugged in, the system's choice */
   async setSpeaker(id) {
-    if (this.context && canChooseSpeaker() && id !== (this.speaker ?? '')) {
+    if (!this.context || !canChooseSpeaker() || id === (this.speaker ?? '')) return;
+    try {
       await this.context.setSinkId(id);
       this.speaker = id;
+    } catch (error) {
+      if (error.name !== 'NotFoundError') throw error;
+      await this.context.setSinkId('');
+      this.speaker = '';
     }
   }
 

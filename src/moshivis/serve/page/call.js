@@ -3,7 +3,7 @@
 import { Sound } from './audio.js';
 import { loudness, TalkWatch } from './meters.js';
 import { hasOpus, makeReceiver, makeSender } from './opus.js';
-import { endProblem, lostNotice, microphoneProblem, obstacle, queueNotice } from './problems.js';
+import { endProblem, lostNotice, microphoneProblem, obstacle, pausedNotice, queueNotice } from './problems.js';
 import { Wire } from './wire.js';
 
 /**
@@ -29,8 +29,11 @@ export class Call {
     this.settings = settings;
     this.picture = null;
     this.muted = false;
+    this.paused = false; // by the system, which has stopped the sound
     /** @type {State} */
     this.state = 'idle';
+    document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.wake());
+    addEventListener('pagehide', () => this.wire?.leave());
   }
 
   /** @param {State} state */
@@ -53,8 +56,10 @@ export class Call {
       heard: (block) => this.hear('model', block),
       buffer: (report) => this.on.buffer(report),
       unplugged: () => this.changeMicrophone(),
+      running: (running) => this.flow(running),
     });
     this.sound = sound;
+    this.paused = false;
     sound.mute(this.muted);
     try {
       const [opus] = await Promise.all([hasOpus(), sound.open(this.settings.devices())]);
@@ -155,6 +160,21 @@ export class Call {
     }
   }
 
+  /** The system has stopped the sound, or lets it flow again. */
+  flow(running) {
+    if (running === !this.paused) return;
+    this.paused = !running;
+    this.on.problem(running ? null : pausedNotice());
+    if (!running) this.sound?.wake();
+  }
+
+  /** Back from another tab, the lock screen or a phone call: these take the sound, and the lock that keeps awake. */
+  wake() {
+    if (!this.sound) return;
+    this.sound.wake();
+    this.keepAwake();
+  }
+
   stop() {
     this.end(null);
   }
@@ -172,7 +192,9 @@ export class Call {
 
   /** A phone must not go to sleep during a call; where that cannot be asked for, it may. */
   async keepAwake() {
-    this.awake = await navigator.wakeLock?.request('screen').catch(() => undefined);
-    if (!this.running) this.awake?.release();
+    const awake = await navigator.wakeLock?.request('screen').catch(() => undefined);
+    if (!this.running) return awake?.release();
+    this.awake?.release();
+    this.awake = awake;
   }
 }

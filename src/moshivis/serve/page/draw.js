@@ -50,6 +50,7 @@ export class Drawing {
     this.size = controls.size;
     this.onChange = onChange;
     this.marks = [];
+    this.settled = null; // canvas of the marks that are too old to be taken back
     this.cursor = [canvas.width / 2, canvas.height / 2];
     const colours = Object.entries(COLOURS).map(([name, colour]) => {
       const button = choice(name, colour);
@@ -72,7 +73,7 @@ export class Drawing {
   }
 
   get empty() {
-    return this.marks.length === 0;
+    return this.marks.length === 0 && !this.settled;
   }
 
   place(event) {
@@ -93,8 +94,20 @@ export class Drawing {
     const size = Number(this.size.value);
     const colour = this.tool === 'eraser' ? PAPER : this.colour;
     this.mark = { tool: this.tool, colour, size, points: [point] };
-    this.marks = [...this.marks, this.mark].slice(-UNDO);
+    this.marks.push(this.mark);
+    this.settle();
     this.paint();
+  }
+
+  /** The oldest marks can no more be taken back, but stay. */
+  settle() {
+    if (this.marks.length <= UNDO) return;
+    const { canvas, marks } = this;
+    this.marks = marks.slice(0, -UNDO);
+    this.paint();
+    this.settled ??= Object.assign(document.createElement('canvas'), { width: canvas.width, height: canvas.height });
+    this.settled.getContext('2d').drawImage(canvas, 0, 0);
+    this.marks = marks.slice(-UNDO);
   }
 
   move(event) {
@@ -137,6 +150,7 @@ export class Drawing {
 
   clear() {
     this.marks = [];
+    this.settled = null;
     this.paint();
     this.onChange();
   }
@@ -145,6 +159,7 @@ export class Drawing {
     const { pen, canvas } = this;
     pen.fillStyle = PAPER;
     pen.fillRect(0, 0, canvas.width, canvas.height);
+    if (this.settled) pen.drawImage(this.settled, 0, 0);
     for (const { tool, colour, size, points } of this.marks) {
       pen.fillStyle = pen.strokeStyle = colour;
       if (SHAPES[tool]) this.stamp(SHAPES[tool], size, points);

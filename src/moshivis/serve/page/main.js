@@ -184,6 +184,7 @@ function dataUri(blob) {
 
 const ACTIONS = {
   start: { label: 'Try again', act: () => call.running || element('call').click() },
+  wake: { label: 'Go on', act: () => call.wake() },
   token: { label: 'Enter the token', act: () => element('token').showModal() },
 };
 

@@ -4,7 +4,7 @@
  * @typedef {object} Problem
  * @property {string} title @property {string} text
  * @property {'error'|'notice'} [kind]
- * @property {'start'|'token'} [action] that may help
+ * @property {'start'|'token'|'wake'} [action] that may help
  */
 
 /** @returns {Problem|null} what makes a call impossible here */
@@ -63,6 +63,14 @@ export function endProblem({ code, text }) {
         text: 'Several attempts to come back have failed. What was said is still here and can be saved.',
         action: 'start',
       };
+    case 'blocked':
+      return {
+        title: 'Sound cannot get through to the server',
+        text:
+          'The page loads, but its connection for sound, a WebSocket, does not open. A proxy in between may not pass ' +
+          'WebSockets on, or the browser may not trust the certificate. Asking in writing works here too.',
+        action: 'start',
+      };
     default:
       return { title: 'The server had a problem', text: sentence, action: 'start' };
   }
@@ -76,6 +84,16 @@ export function queueNotice(position, text) {
     kind: 'notice',
     title: 'All places are taken',
     text: `${place}. Leave this page open: the call begins by itself.`,
+  };
+}
+
+/** @returns {Problem} */
+export function pausedNotice() {
+  return {
+    kind: 'notice',
+    title: 'The sound was interrupted',
+    text: 'Another call or another program took it. The call goes on when the sound does.',
+    action: 'wake',
   };
 }
 

@@ -2,7 +2,11 @@
 
 const KIND = { handshake: 0, audio: 1, text: 2, metadata: 4, error: 5, coloured: 7, image: 8 };
 const DELAYS = [0.5, 1, 2, 4, 8, 8, 8, 8]; // s between attempts to come back
+const BLOCKED = 4; // attempts
 const QUEUE_POLL = 1000; // ms
+const CHECK = 2000; // ms between looks at whether anything has come
+const QUIET_CHECKS = 6; // without a message, then the line is dead: the server pings after 4 s
+const EXPLAIN = 5000; // ms
 
 /** Requests to this server, with the token if there is one. */
 export const server = {
@@ -56,7 +60,7 @@ export class ServerError extends Error {
  * @property {(position: number, text: string) => void} queued place in the queue, from 1, and the server's sentence
  * @property {(attempt: number) => void} lost the connection broke and will be tried again
  * @property {(reason: {code: string, text: string}) => void} end over for good: 'ended', 'token', 'refused', 'stopping',
- * 'lost', 'error'
+ * 'lost', 'blocked', 'error'
  */
 
 export class Wire {
@@ -66,6 +70,7 @@ export class Wire {
     this.on = on;
     this.closed = false;
     this.attempt = 0;
+    this.everOpened = this.answers = false;
   }
 
   connect() {
@@ -76,21 +81,35 @@ export class Wire {
     this.socket = new WebSocket(url);
     this.socket.binaryType = 'arraybuffer';
     this.socket.onopen = () => {
-      this.opened = true;
+      this.opened = this.everOpened = true;
       this.on.open();
     };
     this.socket.onmessage = ({ data }) => this.receive(new Uint8Array(data));
     this.socket.onclose = (event) => this.over(event);
   }
 
+  /** A socket whose other end is gone without a word stays open for minutes. */
+  watch() {
+    clearInterval(this.watching);
+    this.quiet = 0; // checks, not time: a page that sleeps makes none
+    this.watching = setInterval(() => {
+      if (++this.quiet < QUIET_CHECKS) return;
+      this.socket.onclose = this.socket.onmessage = null;
+      this.socket.close();
+      this.over({ code: 1006, reason: '' });
+    }, CHECK);
+  }
+
   receive(message) {
+    this.quiet = 0;
     const payload = message.subarray(1);
     const text = () => new TextDecoder().decode(payload);
     switch (message[0]) {
       case KIND.handshake:
         this.handshaken = true;
         this.attempt = 0;
-        this.ticket = undefined;
+        this.ticket = this.place = undefined;
+        this.watch();
         return this.on.ready();
       case KIND.audio:
         return this.on.audio(payload);
@@ -126,25 +145,39 @@ export class Wire {
   close() {
     this.closed = true;
     clearTimeout(this.timer);
+    clearInterval(this.watching);
     this.socket?.close(1000);
+    this.leave();
+  }
+
+  /** Give a place in the queue back; also while the page is being closed. */
+  leave() {
+    if (this.place) navigator.sendBeacon(server.url('api/leave', { session_auth_id: this.place }));
+    this.place = undefined;
   }
 
   async over({ code, reason }) {
     if (this.closed) return;
+    clearInterval(this.watching);
     const text = this.lastError || reason;
     if (code === 1013) return this.queue(text);
     if (code === 1012 || code === 1001) return this.finish('stopping', text);
     if (code === 1008 || code === 1009 || code === 1003) return this.finish('refused', text);
     if (code === 1000) return this.finish('ended', text);
     if (code === 1011) return this.finish('error', text);
+    if (this.opened) this.on.lost(this.attempt + 1);
     await this.explain();
   }
 
   /** The connection broke or was refused; a browser does not tell why, but the server may. */
   async explain() {
+    this.answers = false;
     try {
-      const info = await (await server.fetch('api/info')).json();
+      // By POST, as a browser names the page's origin only then, and by it the server may have refused.
+      const options = { method: 'POST', signal: AbortSignal.timeout(EXPLAIN) };
+      const info = await (await server.fetch('api/info', {}, options)).json();
       if (!info.accepting) return this.finish('stopping', '');
+      this.answers = true;
     } catch (error) {
       if (error.status === 401) return this.finish('token', error.message);
       if (error.status === 403) return this.finish('refused', error.message);
@@ -153,7 +186,8 @@ export class Wire {
   }
 
   retry() {
-    if (this.attempt === DELAYS.length) return this.finish('lost', '');
+    const blocked = this.answers && !this.everOpened; // the server is there, but no socket has ever come through
+    if (this.attempt === (blocked ? BLOCKED : DELAYS.length)) return this.finish(blocked ? 'blocked' : 'lost', '');
     const delay = DELAYS[this.attempt++];
     this.on.lost(this.attempt);
     this.timer = setTimeout(() => this.connect(), delay * 1000);
@@ -165,6 +199,8 @@ export class Wire {
     this.ticket = undefined;
     try {
       const user = await (await server.fetch('api/add_user', { queue_id: 'page' })).json();
+      this.place = user.session_auth_id;
+      if (this.closed) return this.leave();
       for (let polls = again ? 0 : 1; !this.closed; polls++) {
         const answer = await (await server.fetch('api/check_user', user)).json();
         if (this.closed) return;
