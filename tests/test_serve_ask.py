@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import threading
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from PIL import Image
 
 import moshivis
 from moshivis.inference.conversation import Assistant
-from serve_support import RunningServer, serving
+from moshivis.serve.ask import ARRIVING
+from serve_support import PATIENCE, RunningServer, serving, wait_for
 
 EXAMPLE = Path(moshivis.__file__).parent / "assets" / "example.png"
 
@@ -83,6 +86,33 @@ def test_pictures_beyond_the_limits_are_refused_before_they_are_read(mini: Assis
         assert large.status == 400 and "limit for a picture" in large.json()["error"]
         huge = ask(server, {"text": "a" * 300_000})
         assert huge.status == 413 and "too large" in huge.json()["error"]
+
+
+def test_a_question_that_cannot_be_answered_now_is_not_even_read(running_server: RunningServer) -> None:
+    clerk = running_server.hall
+    clerk.accepting = False
+    try:
+        with contextlib.closing(HTTPConnection("127.0.0.1", running_server.port, timeout=PATIENCE)) as connection:
+            connection.putrequest("POST", "/api/ask")
+            connection.putheader("Content-Length", "10000000")  # of which nothing is ever sent
+            connection.endheaders()
+            response = connection.getresponse()
+            assert response.status == 503 and "about to stop" in response.read().decode()
+    finally:
+        clerk.accepting = True
+
+
+def test_requests_under_way_are_counted(running_server: RunningServer) -> None:
+    with contextlib.ExitStack() as open_:
+        for _ in range(ARRIVING):
+            connection = open_.enter_context(
+                contextlib.closing(HTTPConnection("127.0.0.1", running_server.port, timeout=PATIENCE))
+            )
+            connection.putrequest("POST", "/api/ask")
+            connection.putheader("Content-Length", "10000000")
+            connection.endheaders(b"{")
+        wait_for(lambda: ask(running_server, {"text": "And I?"}).status == 503, "the server to have them all")
+    wait_for(lambda: ask(running_server, {"text": "And now?"}).status == 200, "the server to see that they have gone")
 
 
 def test_questions_of_many_are_answered_or_refused_but_never_pile_up(running_server: RunningServer) -> None:

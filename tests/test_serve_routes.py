@@ -124,7 +124,8 @@ def test_a_caller_with_a_free_place_need_not_wait(running_server: RunningServer)
         "worker_addr": "same",
         "current_position": "0",
     }
-    running_server.call(lambda: running_server.hall.leave(user["session_auth_id"]))
+    assert running_server.request("POST", f"/api/leave?session_auth_id={user['session_auth_id']}").status == 204
+    assert running_server.get("/api/info").json()["queued"] == 0
 
 
 def check(server: RunningServer, user: dict[str, Any]) -> Any:

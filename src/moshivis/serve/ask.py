@@ -19,6 +19,7 @@ from moshivis.serve.hall import Closing, Full, Hall
 from moshivis.vision.image import read_image
 
 WAITING = 8  # questions that may wait for the one that is being answered
+ARRIVING = 24  # requests that may be under way at once, each with a picture in memory
 ROOM = 2**16  # bytes of a request beside the picture
 
 
@@ -32,7 +33,7 @@ class Clerk:
     def __init__(self, hall: Hall):
         self.hall = hall
         self.most_bytes = hall.limits.picture_bytes * 4 // 3 + ROOM  # base64 takes a third more
-        self._waiting = 0
+        self._waiting = self._arriving = 0
         # One thread of the processor: the rest belongs to the spoken conversations.
         self._thread = ThreadPoolExecutor(1, "moshivis-ask", initializer=torch.set_num_threads, initargs=(1,))
 
@@ -45,20 +46,31 @@ class Clerk:
 
     async def ask(self, request: Request) -> Response:
         """`{"text": …, "image": data URI or null}` -> `{"text": …, "pieces": [{"text", "gate"}, …]}`."""
-        hall = self.hall
-        body = await self._body(request)
-        if not hall.accepting or not hall.engine.ready:
-            raise Closing("the server is about to stop" if not hall.accepting else "the server is still warming up")
-        if self._waiting > WAITING:
-            hall.metrics.rejected("questions full")
-            raise Full(f"{self._waiting} questions wait already; ask again in a moment", self._waiting)
+        self._check()  # before a picture is taken for nothing
+        self._arriving += 1
+        try:
+            body = await self._body(request)
+        finally:
+            self._arriving -= 1
+        self._check()
         self._waiting += 1
         try:
-            pieces = await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, body)
+            answering = asyncio.get_running_loop().run_in_executor(self._thread, self._answer, body)
+            pieces = await self.hall.unless_closing(answering)
         finally:
             self._waiting -= 1
         said = [{"text": piece.text, "gate": piece.gate} for piece in pieces]
         return JSONResponse({"text": "".join(piece.text for piece in pieces).strip(), "pieces": said})
+
+    def _check(self) -> None:
+        """Raises Closing or Full if a question could not be answered now."""
+        hall = self.hall
+        if not hall.accepting or not hall.engine.ready:
+            raise Closing("the server is about to stop" if not hall.accepting else "the server is still warming up")
+        if self._waiting > WAITING or self._arriving >= ARRIVING:
+            hall.metrics.rejected("questions full")
+            waiting = self._waiting + self._arriving
+            raise Full(f"{waiting} questions wait already; ask again in a moment", waiting)
 
     async def _body(self, request: Request) -> bytes:
         content = bytearray()

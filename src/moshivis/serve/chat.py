@@ -175,9 +175,10 @@ class _Chat:
     # what goes out ----------------------------------------------------------------------------------------------
 
     async def _converse(self) -> None:
-        picture = await self._first_picture() if self.query.picture_first else None
         kind = "moshi" if self.plain else "chat"
         try:
+            self.hall.check(self.query.ticket)  # before a picture is sent for nothing
+            picture = await self._first_picture() if self.query.picture_first else None
             opened = await self.hall.session(self.query.settings, picture, kind=kind, ticket=self.query.ticket)
         except Full as error:
             sentence = f"the server is busy: {error}. You would be number {error.position} in the queue"
@@ -200,9 +201,11 @@ class _Chat:
 
     async def _first_picture(self) -> bytes | None:
         try:
-            return await in_time(self.pictures.get(), self.socket, self.hall.limits, self._last_received) or None
+            picture = await in_time(self.pictures.get(), self.socket, self.hall.limits, self._last_received)
         except Overdue as error:
             raise _Hangup(Close.BAD_REQUEST, f"no picture came within {error.seconds:g} s") from None
+        self.pictures.is_new(picture)  # remembered, lest it be looked at twice
+        return picture or None
 
     async def _speak(self, session: Session) -> None:
         """Until the conversation is over."""
@@ -222,13 +225,13 @@ class _Chat:
         """Pictures that come during the conversation."""
         while True:
             picture = await self.pictures.get()
-            try:
-                await session.show(picture or None)
-            except InputError as error:
-                self.pictures.forget()
-                report = {"status": "error", "message": str(error)}
-            else:
-                report = {"status": "shown" if picture else "removed", "message": ""}
+            report = {"status": "shown" if picture else "removed", "message": ""}
+            if self.pictures.is_new(picture):
+                try:
+                    await session.show(picture or None)
+                except InputError as error:
+                    self.pictures.forget()
+                    report = {"status": "error", "message": str(error)}
             if self.query.page:
                 await self._send(wire.metadata({"type": "image", **report}))
             elif report["status"] == "error":
@@ -296,7 +299,7 @@ class _Chat:
 
 
 class _Pictures:
-    """The latest picture that has not been looked at yet. One that is byte for byte the one before is not kept."""
+    """The latest picture that has not been looked at yet."""
 
     def __init__(self) -> None:
         self._waiting: bytes | None = None
@@ -305,10 +308,8 @@ class _Pictures:
 
     def put(self, picture: bytes) -> None:
         """An empty one stands for none."""
-        digest = hashlib.blake2b(picture, digest_size=16).digest()
-        if digest != self._digest:
-            self._digest, self._waiting = digest, picture
-            self._there.set()
+        self._waiting = picture
+        self._there.set()
 
     async def get(self) -> bytes:
         await self._there.wait()
@@ -316,6 +317,11 @@ class _Pictures:
         picture, self._waiting = self._waiting, None
         assert picture is not None
         return picture
+
+    def is_new(self, picture: bytes) -> bool:
+        """Whether it is not, byte for byte, the one that was last asked about."""
+        before, self._digest = self._digest, hashlib.blake2b(picture, digest_size=16).digest()
+        return self._digest != before
 
     def forget(self) -> None:
         """The latest picture was no good: it may be tried again."""

@@ -10,8 +10,10 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.errors import InputError, MoshivisError
@@ -25,6 +27,7 @@ _log = logging.getLogger("moshivis.serve")
 
 TICKET_SECONDS = 30.0  # a ticket that was not asked for so long is gone
 FIRST_SECONDS = 5.0  # the same, if nobody has asked for it yet: tickets cost nothing, and hold places
+T = TypeVar("T")
 LOOKERS = 1  # pictures that are read and encoded at once: more would take the processor from the ticks
 
 
@@ -91,7 +94,9 @@ class Hall:
 
         Raises Full if no slot is free, Closing if the server is stopping, InputError for a bad picture or setting.
         """
-        self._admit(ticket)
+        self.check(ticket)
+        self._tickets.pop(ticket or "", None)
+        self.metrics.queue_length(len(self._tickets))
         self._opening += 1
         try:
             seen = None if image is None else await self.look(image)
@@ -112,7 +117,8 @@ class Hall:
         asyncio.ensure_future(session.wait_ended()).add_done_callback(lambda _: timer.cancel())
         return session
 
-    def _admit(self, token: str | None) -> None:
+    def check(self, token: str | None) -> None:
+        """Raises Full or Closing, as `session` would, if the holder of a ticket, or of none, may not begin now."""
         if not self.accepting:
             self.metrics.rejected("stopping")
             raise Closing("the server is about to stop")
@@ -122,13 +128,12 @@ class Hall:
         if place >= free:
             self.metrics.rejected("full")
             raise Full(f"all {self.slots} places are taken, and {place} callers wait before you", place + 1)
-        self._tickets.pop(token or "", None)
-        self.metrics.queue_length(len(self._tickets))
 
     async def look(self, picture: bytes) -> ImageKV:
         """Read and encode a picture in a thread of its own.
 
-        Raises InputError if it is too large, not a picture, or if the model cannot see.
+        Raises InputError if it is too large, not a picture, or if the model cannot see, Closing if the server stops
+        before it was looked at.
         """
         if len(picture) > self.limits.picture_bytes:
             most = self.limits.picture_bytes / 2**20
@@ -137,7 +142,17 @@ class Hall:
         def read() -> ImageKV:
             return self.engine.look(read_image(picture, max_pixels=self.limits.picture_pixels))
 
-        return await asyncio.get_running_loop().run_in_executor(self._lookers, read)
+        return await self.unless_closing(asyncio.get_running_loop().run_in_executor(self._lookers, read))
+
+    async def unless_closing(self, work: Awaitable[T]) -> T:
+        """What a thread is asked to do. Raises Closing if it was not begun when the server stopped."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.accepting or (task is not None and task.cancelling()):
+                raise  # the caller has gone
+            raise Closing("the server is about to stop") from None
 
     def _ended(self, session: Session) -> None:
         if self._sessions.pop(session.id, None) is None:

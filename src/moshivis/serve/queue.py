@@ -17,7 +17,7 @@ RETRY = {"Retry-After": "5"}
 
 
 def queue_routes(hall: Hall) -> list[Route]:
-    """`/api/add_user`, `/api/check_user`, `/api/user_feedback`."""
+    """`/api/add_user`, `/api/check_user`, `/api/user_feedback`, and our own `/api/leave`, to give the place back."""
     numbers = itertools.count(1)  # the client wants a number beside the ticket
 
     async def add_user(request: Request) -> Response:
@@ -46,6 +46,10 @@ def queue_routes(hall: Hall) -> list[Route]:
             }
         )
 
+    async def leave(request: Request) -> Response:
+        hall.leave(request.query_params.get("session_auth_id", ""))
+        return Response(status_code=204)
+
     async def user_feedback(request: Request) -> Response:
         if request.query_params.get("feedback") not in ("0", "1"):
             return PlainTextResponse("feedback must be 0 or 1", 400)
@@ -54,5 +58,6 @@ def queue_routes(hall: Hall) -> list[Route]:
     return [
         Route("/api/add_user", add_user),
         Route("/api/check_user", check_user),
+        Route("/api/leave", leave, methods=["POST"]),
         Route("/api/user_feedback", user_feedback),
     ]
