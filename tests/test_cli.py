@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 import moshivis
@@ -128,6 +129,18 @@ def test_what_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str], argume
     assert captured.err.startswith("moshivis: ") and sentence in captured.err
     assert captured.err.count("\n") == 1
     assert sorted(path.name for path in Path().iterdir()) == before
+
+
+def test_too_little_memory_is_said_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moshivis.commands.talk.run_talk", lambda _: torch.empty(2**60))
+    assert main(["talk", "--example"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("moshivis: the memory is too small: ") and error.count("\n") == 1
+    monkeypatch.setattr("moshivis.commands.talk.run_talk", lambda _: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):  # any other is a fault of ours, and keeps its traceback
+        main(["talk", "--example"])
 
 
 @pytest.mark.usefixtures("here")

@@ -132,7 +132,20 @@ def test_tokens(mini: Assistant, capsys: pytest.CaptureFixture[str], monkeypatch
         assert main(["chat", f"{server.url}/?token=secret", *talk]) == 0
         monkeypatch.setenv("MOSHIVIS_TOKEN", "secret")
         assert main(["chat", server.url, *talk]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == 3
+        monkeypatch.setenv("MOSHIVIS_TOKEN", "of-another-server")  # which this one must not learn
+        assert main(["chat", f"{server.url}/?token=secret", *talk]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_servers_reasons_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def script(connection: ServerConnection) -> None:
+        connection.send(b"\x05no \x1b[2J place")
+        connection.close(1013, "busy")
+
+    with scripted(script) as url:
+        assert main(["chat", url, *QUESTION]) == 2
+    error = capsys.readouterr().err
+    assert "no  [2J place" in error and "\x1b" not in error
 
 
 def test_a_bad_picture_is_the_servers_to_refuse(

@@ -26,9 +26,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"moshivis: {where}{error.strerror or error}", file=sys.stderr)
         return BAD_INPUT
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        sentence = str(error).partition(". ")[0]
+        print(f"moshivis: the memory is too small: {sentence}; a smaller model or batch takes less", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("\nmoshivis: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, or of the processor, for which torch has no class of its own."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from websockets.exceptions import (
 from websockets.http11 import Response
 
 from moshivis.client.address import Address
+from moshivis.client.printable import printable
 from moshivis.errors import MoshivisError
 from moshivis.serve.pcm import PCM, PcmReader, PcmWriter
 from moshivis.serve.wire import Close, Kind, message, split
@@ -143,7 +144,7 @@ class Line:
             frame = closed.rcvd
             code = Close.INTERNAL if frame is None else frame.code
             reason = "the connection was lost" if frame is None else frame.reason or f"closed with code {frame.code}"
-            self.end = (code, self._error or reason)
+            self.end = (code, printable(self._error or reason))
             return None
         if isinstance(data, str):
             return None, b""
@@ -234,7 +235,7 @@ def _explain(error: Exception, address: Address, token: str | None) -> str:
 
 def _explain_status(response: Response, place: str, token: str | None) -> str:
     told = _object(bytes(response.body or b"")).get("error")
-    sentence = str(told)[:300] if told else f"HTTP {response.status_code} {response.reason_phrase}"
+    sentence = printable(str(told)[:300]) if told else f"HTTP {response.status_code} {response.reason_phrase}"
     match response.status_code:
         case 401:
             return f"{place} wants a token: --token …" if token is None else f"{place} does not know this token"

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from moshivis.audio import SAMPLE_RATE, write_wav
 from moshivis.client.address import Address, read_address
+from moshivis.client.printable import printable
 from moshivis.errors import InputError, MoshivisError
 from moshivis.files import read_limited
 from moshivis.inference.colour import PALETTE
@@ -57,7 +58,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
                 _query(arguments),
                 picture=picture,
                 questions=questions,
-                token=arguments.token or os.environ.get("MOSHIVIS_TOKEN") or None,
+                token=arguments.token or address.token or os.environ.get("MOSHIVIS_TOKEN") or None,
                 insecure=arguments.insecure,
                 seconds=arguments.seconds,
                 record=out is not None,
@@ -178,18 +179,13 @@ def _coloured(said: list[Said]) -> Text:
     for piece in said:
         level = piece.words.level
         style = Style() if level is None else Style(color="black", bgcolor=PALETTE[level])
-        text.append(_printable(piece.words.text if text else piece.words.text.lstrip()), style)
+        text.append(printable(piece.words.text if text else piece.words.text.lstrip()), style)
     return text
-
-
-def _printable(text: str) -> str:
-    """Without what would steer the terminal: the server may be a stranger's."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _summary(conversation: Conversation, out: Path | None) -> str:
     recording = conversation.recording
-    parts = [f"{recording.clock / SAMPLE_RATE:.1f} s with {_printable(_name(conversation))}"]
+    parts = [f"{recording.clock / SAMPLE_RATE:.1f} s with {printable(_name(conversation))}"]
     if conversation.about.get("miniature"):
         parts[0] += " (a miniature model)"
     if recording.missed or recording.skipped:
@@ -198,7 +194,7 @@ def _summary(conversation: Conversation, out: Path | None) -> str:
     if conversation.stats.get("dropped"):
         parts.append(f"the server dropped {conversation.stats['dropped']} frames")
     if out is not None:
-        parts.append(f"wrote {out} (left: you, right: {_printable(_name(conversation))})")
+        parts.append(f"wrote {out} (left: you, right: {printable(_name(conversation))})")
     return ", ".join(parts)
 
 
