@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from moshivis.checkpoints.adapters import load_adapters, read_adapters, replace_adapters, save_adapters
 from moshivis.checkpoints.fingerprint import base_fingerprint
-from moshivis.checkpoints.folder import SAMPLING
+from moshivis.checkpoints.folder import SAMPLING, empty_model
 from moshivis.checkpoints.load import load_model, load_released
 from moshivis.checkpoints.released_config import ENCODERS, config_from_released
 from moshivis.checkpoints.save_released import config_to_released, save_released
 from moshivis.cli import main
-from moshivis.config import AdapterConfig, ModelConfig
+from moshivis.config import AdapterConfig, CodecConfig, CodecTransformerConfig, ModelConfig
 from moshivis.errors import CheckpointError
 from moshivis.inference.conversation import load
 from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
+from moshivis.presets import PRESETS
 from moshivis.speech_lm.tokenizer import TextTokenizer
 from training_support import picture
 
@@ -152,6 +154,16 @@ def test_what_the_release_cannot_say_is_refused(tiny_model: MoshiVis, tmp_path: 
         save_released(tmp_path / "released", tiny_model, None)
 
 
+@pytest.mark.parametrize(
+    "change", [{"latent_norm": True}, {"transformer": CodecTransformerConfig(context=125)}], ids=lambda c: next(iter(c))
+)
+def test_a_codec_that_would_come_back_as_another_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    codec = dataclasses.replace(CodecConfig(), **change)
+    model = empty_model(dataclasses.replace(PRESETS["moshika-vis"], codec=codec))
+    with pytest.raises(CheckpointError, match="no place for a codec whose"):
+        save_released(tmp_path / "released", model, None)
+
+
 def test_merged_to_the_released_layout(
     other: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +173,8 @@ def test_merged_to_the_released_layout(
         other.config.speech_lm,
         depth=dataclasses.replace(other.config.speech_lm.depth, norm="real_rms_norm_f32"),
     )
-    codec = dataclasses.replace(other.config.codec, decoder="seanet")
+    transformer = dataclasses.replace(other.config.codec.transformer, context=250, num_heads=8)
+    codec = dataclasses.replace(other.config.codec, decoder="seanet", transformer=transformer, latent_norm=False)
     config = dataclasses.replace(other.config, adapters=adapters, speech_lm=lm, codec=codec, vision=encoder)
     monkeypatch.setitem(ENCODERS, "tiny", encoder)
     model = MoshiVis(config)

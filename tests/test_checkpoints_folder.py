@@ -139,6 +139,16 @@ def test_half_precision_on_disk(tmp_path: Path, model: MoshiVis) -> None:
         assert {p.dtype for p in found.codec.parameters()} == {torch.float32}
 
 
+def test_a_file_of_several_dtypes_becomes_a_model_of_one(tmp_path: Path, model: MoshiVis) -> None:
+    save_folder(tmp_path / "mixed", model, None, CARD, dtype=torch.bfloat16)
+    (shard,) = shards(tmp_path / "mixed")
+    tensors = load_file(shard)
+    name = next(name for name in tensors if name.startswith("vision."))
+    save_file(tensors | {name: tensors[name].float()}, shard)
+    loaded = load_folder(tmp_path / "mixed").named_parameters()
+    assert {p.dtype for name, p in loaded if name.startswith("vision.")} == {torch.bfloat16}
+
+
 def test_nothing_is_overwritten_and_nothing_half_written_stays(
     folder: Path, model: MoshiVis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +222,12 @@ def test_a_config_that_describes_no_model_is_refused(folder: Path) -> None:
         ({"model": {"size": 3}}, "ModelConfig has no field size"),
         ({"model": {"speech_lm": {"delays": [0, 1]}}}, "no model can be built"),
         ({"model": None}, "describes no model"),
+        ({"model": {"codec": 5}}, "ModelConfig.codec must be a mapping, not 5"),
+        ({"model": {"speech_lm": {"text_card": "32000"}}}, "SpeechLMConfig.text_card must be of type int, not '32000'"),
+        ({"model": {"speech_lm": {"backbone": {"positions": "Rope"}}}}, "positions must be one of rope, none"),
+        ({"model": {"speech_lm": {"backbone": {"context": None}}}}, "context must be of type int, not None"),
+        ({"model": {"speech_lm": {"delays": [0, "1"]}}}, "delays must be of type int, not '1'"),
+        ({"model": {"adapters": {"gate_activation": "sigmod"}}}, "gate_activation must be one of"),
     ):
         edit(folder / "config.json", config | change)
         with pytest.raises(CheckpointError, match=message):

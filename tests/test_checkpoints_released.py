@@ -259,6 +259,7 @@ def test_keys_mean_what_they_do(keys: dict[str, Any], path: str, value: Any) -> 
         ({"delays": [0] * 18}, "17 streams"),
         ({"depformer_weights_per_step": False}, "weights per step"),
         ({"positional_embedding": "sin"}, "positional_embedding"),
+        ({"encoder_name": ["clip"]}, "encoder_name must be one of"),
     ],
 )
 def test_impossible_values_are_refused(keys: dict[str, Any], message: str) -> None:

@@ -72,6 +72,10 @@ def test_a_folder_can_say_how_to_sample(tiny_folder: Path, tmp_path: Path) -> No
         (folder / SAMPLING).write_text(wrong)
         with pytest.raises(CheckpointError, match="must give numbers for some of audio_temperature"):
             load(folder)
+    for wrong in ('{"text_top_k": 25.0}', '{"audio_top_k": 600}', '{"text_temperature": -1}'):
+        (folder / SAMPLING).write_text(wrong)
+        with pytest.raises(CheckpointError, match=r"sampling\.json: \w+ must be a number from 0"):
+            load(folder)
 
 
 def test_a_model_without_adapters_does_not_look(

@@ -217,21 +217,36 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], data: dict[str, Any]) -> T:
-    """Inverse of `to_dict`. Unknown keys raise ValueError naming them; missing ones take their defaults."""
+    """Inverse of `to_dict`. Missing keys take their defaults.
+
+    Raises ValueError that names a key which is unknown or whose value is of another type, or none of those possible.
+    """
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}")
-    return cls(**{name: _convert(hints[name], value) for name, value in data.items()})
+    return cls(**{name: _convert(hints[name], value, f"{cls.__name__}.{name}") for name, value in data.items()})
 
 
-def _convert(hint: Any, value: Any) -> Any:
+def _convert(hint: Any, value: Any, name: str) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} must be a mapping, not {value!r}")
         return from_dict(typing.cast(type, hint), value)
-    if isinstance(value, list):
-        return tuple(value)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} must be a list, not {value!r}")
+        return tuple(_convert(typing.get_args(hint)[0], item, name) for item in value)
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{name} must be one of {', '.join(typing.get_args(hint))}, not {value!r}")
+        return value
+    if hint is float and type(value) is int:
+        return value
+    if type(value) is not hint:
+        raise ValueError(f"{name} must be of type {hint.__name__}, not {value!r}")
     return value

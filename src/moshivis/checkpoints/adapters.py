@@ -104,10 +104,12 @@ def load_adapters(path: str | Path, model: MoshiVis) -> None:
     file = read_adapters(path)
     if model.vision is None:
         raise CheckpointError(f"the model {model.config.name} has no image encoder, {path} cannot stand on it")
+    in_float16 = model.speech_lm.text_head.weight.dtype == torch.float16
     if file.base != base_fingerprint(model):
         raise CheckpointError(
             f"{path} was trained on another base than {model.config.name}: its speech LM or image encoder differ; "
             "load it on top of the model that the recipe names as base"
+            + (", and not in float16, which rounds away some of a bfloat16 base" if in_float16 else "")
         )
     weight = model.speech_lm.text_head.weight
     low_rank = {name: tensor for name, tensor in file.tensors.items() if name.endswith((LORA_DOWN, LORA_UP))}

@@ -80,7 +80,7 @@ def is_our_folder(folder: Path) -> bool:
 
 
 def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> MoshiVis:
-    """The model that `save_folder` wrote. `dtype` None keeps the stored ones; the codec is float32 in any case.
+    """The model that `save_folder` wrote. `dtype` None: that of the text head; the codec is float32 in any case.
 
     Raises CheckpointError if anything is missing, surplus, misshapen or damaged; nothing is half-loaded.
     """
@@ -104,11 +104,12 @@ def empty_model(config: ModelConfig) -> MoshiVis:
 def fill_model(model: MoshiVis, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
     """Give an empty model its weights, checked before; `dtype` as in `load_folder`."""
     parameters = {name for name, _ in model.named_parameters()}
+    one = tensors["speech_lm.text_head.weight"].dtype if dtype is None else dtype
 
     def convert(name: str, tensor: Tensor) -> Tensor:
         if name.startswith("codec.") and tensor.is_floating_point():
             return tensor.float()
-        return tensor.to(dtype) if dtype is not None and name in parameters else tensor
+        return tensor.to(one) if name in parameters else tensor
 
     converted = {name: convert(name, tensor) for name, tensor in tensors.items()}
     model.requires_grad_(False)

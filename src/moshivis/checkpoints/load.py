@@ -27,7 +27,7 @@ from moshivis.checkpoints.folder import (
 from moshivis.checkpoints.released import check_released, from_released, to_released
 from moshivis.checkpoints.released_config import DEFAULTS, RELEASED, config_from_released
 from moshivis.checkpoints.tensors import check_tensors, read_shapes, read_tensors
-from moshivis.config import CodecConfig, ModelConfig
+from moshivis.config import CodecConfig, ModelConfig, from_dict, to_dict
 from moshivis.errors import CheckpointError, InputError
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
@@ -168,7 +168,11 @@ def _released_config(folder: Path, codec: CodecConfig) -> ModelConfig:
         found = read_json(path) if path.suffix == ".json" else _read_yaml(path)
         if not DEFAULTS.keys().isdisjoint(found):  # else it describes something else, such as how to show the model
             flat = found
-    config = config_from_released(flat)
+    try:
+        config = config_from_released(flat)
+        from_dict(ModelConfig, to_dict(config))  # every value is of its type
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the configuration in {folder} describes no model: {error}") from error
     lm = config.speech_lm
     codebooks = max(lm.own_codebooks, lm.user_codebooks)
     return dataclasses.replace(config, codec=dataclasses.replace(codec, num_codebooks=codebooks))

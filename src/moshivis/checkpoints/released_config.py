@@ -218,6 +218,6 @@ def _norm(name: Any) -> NormName:
 
 
 def _one_of(keys: Mapping[str, Any], key: str, table: Mapping[str, VisionConfig]) -> VisionConfig:
-    if keys[key] not in table:
+    if not isinstance(keys[key], str) or keys[key] not in table:
         raise CheckpointError(f"{key} must be one of {', '.join(table)}, not {keys[key]!r}")
     return table[keys[key]]

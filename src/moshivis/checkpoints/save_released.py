@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from moshivis.checkpoints import mimi
 from moshivis.checkpoints.folder import SAMPLING, TOKENIZER
 from moshivis.checkpoints.released import to_released
 from moshivis.checkpoints.released_config import ENCODERS, config_from_released
-from moshivis.config import ModelConfig
+from moshivis.config import CodecConfig, ModelConfig
 from moshivis.errors import CheckpointError
 from moshivis.files import atomic_directory
 from moshivis.model import MoshiVis
@@ -31,8 +32,16 @@ def save_released(
     at `folder` already.
     """
     flat = config_to_released(model.config)
-    if model.config.codec.decoder != "seanet":
+    codec_config = model.config.codec
+    if codec_config.decoder != "seanet":
         raise CheckpointError("the released layout has no place for a codec with an ISTFT decoder")
+    known = CodecConfig()
+    for name in ("transformer.context", "transformer.num_heads", "transformer.max_period", "latent_norm"):
+        get = operator.attrgetter(name)  # no shape of a tensor tells these
+        if get(codec_config) != get(known):
+            raise CheckpointError(
+                f"the released layout has no place for a codec whose {name} is {get(codec_config)}, not {get(known)}"
+            )
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("codec.")}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in to_released(rest, model.config).items()}
     codec = {name: tensor.detach().cpu() for name, tensor in mimi.to_released(model.codec.state_dict()).items()}

@@ -25,6 +25,7 @@ from moshivis.checkpoints.folder import SAMPLING, is_our_folder
 from moshivis.checkpoints.load import HUB, find_folder, load_model
 from moshivis.errors import CheckpointError, InputError
 from moshivis.inference.duplex import Duplex, DuplexState
+from moshivis.inference.rows import RowSettings
 from moshivis.inference.sampling import RELEASED_SAMPLING, Sampling
 from moshivis.inference.written import WrittenStream
 from moshivis.model import MoshiVis
@@ -89,7 +90,12 @@ def _sampling(values: Mapping[str, Any] | None, folder: Path) -> Sampling:
     known = {field.name for field in dataclasses.fields(Sampling)} - {"generators"}
     if not set(values) <= known or not all(isinstance(value, int | float) for value in values.values()):
         raise CheckpointError(f"{folder / SAMPLING} must give numbers for some of {', '.join(sorted(known))}")
-    return Sampling(**values)
+    sampling = Sampling(**values)
+    try:
+        RowSettings.usual(sampling).check()
+    except InputError as error:
+        raise CheckpointError(f"{folder / SAMPLING}: {error}") from error
+    return sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +248,6 @@ class Conversation:
         written = self._written
         assert written is not None
         first = written.tokens + 1  # after the token that opens the sentence
-        piece = self.assistant.tokenizer.piece
+        text = TextStream(self.assistant.tokenizer)
         said = written.reply(self._image, self._sampling)
-        return [TextPiece(frame=first + i, token=t, text=piece(t), gate=gate) for i, (t, gate) in enumerate(said)]
+        return [TextPiece(frame=first + i, token=t, text=text.push(t), gate=gate) for i, (t, gate) in enumerate(said)]
