@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ from moshivis.errors import InputError
 from moshivis.inference.call import Call
 from moshivis.inference.conversation import Assistant
 from moshivis.inference.engine import Busy, CallSettings, Ended, Engine, Said
-from moshivis.inference.rows import MAX_TOP_K, RowSampling, RowSettings
-from moshivis.speech_lm.tokenizer import TextStream
+from moshivis.inference.rows import MAX_TOP_K, RowSampling, RowSettings, _uniform
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextStream, TextTokenizer
 
 PICTURE = Path(moshivis.__file__).parent / "assets" / "example.png"
 FRAMES = 16
@@ -129,6 +131,20 @@ def test_a_picture_comes_and_goes(engine: Engine) -> None:
 def test_the_gate_delay_counts_steps_with_a_picture(engine: Engine) -> None:
     said = converse(engine, NOISE[0, :8], sampled(engine, gate_delay=5)).said
     assert [one.gate > 0 for one in said] == [False] * 5 + [True] * 3
+
+
+def test_the_gate_delay_comes_after_that_of_the_model(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> None:
+    assert tiny_model.config.adapters is not None
+    adapters = replace(tiny_model.config.adapters, start=2)
+    late = MoshiVis(replace(tiny_model.config, adapters=adapters)).eval()
+    late.load_state_dict(tiny_model.state_dict())
+    engine = Engine(Assistant(late, tiny_tokenizer), 1)
+    engine.start()
+    try:
+        said = converse(engine, NOISE[0, :8], sampled(engine, gate_delay=3)).said
+        assert [one.gate > 0 for one in said] == [False] * 5 + [True] * 3
+    finally:
+        engine.stop()
 
 
 def test_a_call_ends_at_its_length_and_its_place_is_free_again(engine: Engine) -> None:
@@ -307,6 +323,24 @@ def test_top_k_greedy_and_padding_bias() -> None:
         ids = sampling(logits, 0)
         assert ids[0] == best[0, 0] and ids[1] in best[1] and ids[2] == 3
         sampling.advance(torch.ones(3, dtype=torch.bool))
+
+
+def test_the_padding_bias_multiplies_its_probability_at_any_temperature() -> None:
+    rows, bias, temperature = 20_000, 1.0, 0.45
+    one = {"text_temperature": temperature, "padding_bias": bias}
+    sampling = a_sampling([hot(seed, **one) for seed in range(rows)])
+    logits = torch.tensor([0.0, 0.3, -0.2, 0.1, 0.2])
+    weights = (logits / temperature).softmax(0)
+    weights[3] *= math.exp(bias)
+    counts = sampling(logits.expand(rows, -1), 0).bincount(minlength=5)
+    assert torch.allclose(counts / rows, weights / weights.sum(), atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_finite_whatever_the_bits(dtype: torch.dtype) -> None:
+    uniform = _uniform(torch.tensor([-(2**63), -1, 0, 1, 2**63 - 1]), dtype)
+    assert uniform.dtype == dtype and (uniform > 0).all() and (uniform < 1).all()
+    assert (-(-uniform.log()).log()).isfinite().all() and (uniform.diff() >= 0).all()
 
 
 @settings(max_examples=30, deadline=None)

@@ -175,7 +175,7 @@ class GatedCrossAttention(nn.Module):
 
 
 class ImageContext:
-    """One call's view of its images: gives every block its update and remembers the gates.
+    """One call's view of its images: gives every block its update and, unless told otherwise, remembers the gates.
 
     `on` [B or 1, T] says where the update is not exactly zero, `reported` [B or 1, T] where its gate counts.
     """
@@ -185,6 +185,7 @@ class ImageContext:
         self.image = image
         self.on = on
         self.reported = reported
+        self.remembers = True  # what is remembered lives, with all that it was computed from, as long as this does
         self.gates: dict[int, Tensor] = {}  # block -> gate [B, T, D], or [1, 1, 1] if constant
 
     def __call__(self, layer: int, x: Tensor) -> Tensor | None:
@@ -192,7 +193,7 @@ class ImageContext:
         if found is None:
             return None
         update, gate = found
-        if gate is not None:
+        if gate is not None and self.remembers:
             self.gates[layer] = gate
         return update if self.on is None else torch.where(self.on[..., None], update, 0)
 

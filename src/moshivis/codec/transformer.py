@@ -22,6 +22,8 @@ class TransformerState:
 
     def reset(self, rows: Tensor) -> None:
         self.ring.reset(rows)
+        for layer in self.layers:
+            layer.reset(rows)
 
 
 class CodecTransformerLayer(nn.Module):

@@ -301,6 +301,7 @@ class _Batch:
         self.active = torch.zeros(rows, dtype=torch.bool, device=device)
         self.sampling = RowSampling(rows, config.speech_lm.text_padding, device)
         self.images = self._image_rows(assistant, rows)
+        self.first_look = (config.adapters.start or 0) if config.adapters is not None else 0  # step
 
     @staticmethod
     def _image_rows(assistant: Assistant, rows: int) -> ImageRows | None:
@@ -331,7 +332,7 @@ class _Batch:
         if adapters is not None:
             if adapters.start is None:
                 adapters.start = torch.zeros_like(adapters.seen)
-            adapters.start[row] = settings.gate_delay
+            adapters.start[row] = self.first_look + settings.gate_delay
 
     def images_put(self, row: int, image: ImageKV | None) -> None:
         if self.images is not None:

@@ -29,7 +29,7 @@ class RowSettings:
     audio_temperature: float
     audio_top_k: int
     seed: int = 0
-    padding_bias: float = 0.0  # added to the logit of the text padding: more makes the assistant more silent
+    padding_bias: float = 0.0  # b multiplies the probability of the text padding by e^b: more is more silent
 
     @classmethod
     def usual(cls, sampling: Sampling) -> RowSettings:
@@ -96,7 +96,8 @@ class RowSampling:
         logits = logits.float()
         if stream == 0:
             logits = logits.clone()
-            logits[:, self._padding] += self.padding_bias
+            tempered = torch.where(self.temperature[0] > 0, self.temperature[0], 1.0)
+            logits[:, self._padding] += self.padding_bias * tempered
         values, ids = logits.topk(min(MAX_TOP_K, logits.shape[-1]), dim=-1)
         rank = torch.arange(values.shape[-1], device=values.device)
         greedy = temperature <= 0
@@ -107,9 +108,15 @@ class RowSampling:
     def _gumbel(self, stream: int, rank: Tensor) -> Tensor:
         """[B, n] Gumbel noise: the largest of scores + noise is a draw from their softmax."""
         key = _mix(_mix(self.seed) + self.steps * 1024 + stream)
-        bits = _mix(key[:, None] + rank) >> 11  # arithmetic shift: 53 bits with sign
-        uniform = (bits.double() + 0.5) * 2.0**-53 + 0.5
+        bits = _mix(key[:, None] + rank)
+        uniform = _uniform(bits, torch.float32 if bits.device.type == "mps" else torch.float64)  # mps has no double
         return -(-uniform.log()).log().float()
+
+
+def _uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Random 64-bit integers as numbers between 0 and 1, neither of which is reached."""
+    digits = 23 if dtype == torch.float32 else 52
+    return ((bits >> (64 - digits)).to(dtype) + 0.5) * 2.0**-digits + 0.5  # an arithmetic shift: the sign stays
 
 
 def _mix(x: Tensor) -> Tensor:

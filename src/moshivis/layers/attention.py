@@ -83,6 +83,10 @@ class AttentionState:
                 new = torch.where(active[:, None, None, None], new, ring.gather(2, slots))
             ring.scatter_(2, slots, new)
 
+    def reset(self, rows: Tensor) -> None:
+        """Empty `rows` [B] bool: what a mask hides counts all the same if it is not a number."""
+        self.keys[rows] = self.values[rows] = 0
+
 
 def causal_mask(steps: int, context: int, device: torch.device | str | None = None) -> Tensor:
     """[T, T] bool, True where query i may see key j: j <= i and i - j < context."""

@@ -36,6 +36,8 @@ class BackboneState:
     def reset(self, rows: Tensor) -> None:
         """Start the rows in `rows` [B] bool anew."""
         self.ring.reset(rows)
+        for layer in self.layers:
+            layer.reset(rows)
 
 
 class Block(nn.Module):
