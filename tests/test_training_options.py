@@ -14,18 +14,24 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from moshivis.adapters.gated_cross_attention import ImageContext
 from moshivis.checkpoints.adapters import read_adapters
-from moshivis.checkpoints.folder import SAMPLING
+from moshivis.checkpoints.folder import SAMPLING, load_folder
 from moshivis.checkpoints.load import load_model
+from moshivis.data.sample import Speaker
 from moshivis.data.shard_format import picture_key
 from moshivis.errors import CheckpointError, InputError, MoshivisError, ShardError
 from moshivis.inference.conversation import Assistant, load
 from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
+from moshivis.training.batch import collate
+from moshivis.training.learner import Features, Learner
+from moshivis.training.recipe import LossRecipe
 from moshivis.training.recipe_file import recipe_from_dict
 from moshivis.training.run import train
 from moshivis.training.setup import check_base
@@ -71,6 +77,54 @@ def test_parts_and_recomputed_activations_change_nothing(run: Any) -> None:
     assert losses(log_of(run("parts", batch={"rows": 8, "accumulation": 3}))) == pytest.approx(plain, rel=1e-5)
     assert losses(log_of(run("again", activation_checkpointing=True))) == pytest.approx(plain, rel=1e-6)
     assert losses(log_of(run("read", data__workers=2))) == plain
+
+
+def test_activations_are_recomputed_in_half_precision_as_they_were(run: Any) -> None:
+    plain = losses(log_of(run("plain", precision="bf16")))
+    assert losses(log_of(run("again", precision="bf16", activation_checkpointing=True))) == pytest.approx(plain)
+
+
+def test_gates_are_kept_only_if_they_are_measured(
+    tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would keep alive what recomputed activations are meant to free."""
+    learner = Learner(tiny_model, LossRecipe())
+    look, contexts = learner._look, []
+
+    def watched(features: Features | None, steps: int) -> ImageContext | None:
+        context = look(features, steps)
+        contexts.append(context)
+        return context
+
+    monkeypatch.setattr(learner, "_look", watched)
+    part = collate([speechless_sample(tiny_tokenizer, 0)], learner.config, learner.loss, limit=32, bucket=8)
+    values = torch.randn(1, 4, tiny_model.config.vision.hidden_size)
+    seen = Features(values, torch.ones(1, 4).bool(), torch.ones(1).bool())
+    for gates in (False, True):
+        learner(part, seen, gates=gates)
+    assert [len(context.gates) for context in contexts if context is not None] == [
+        0,
+        tiny_model.config.speech_lm.backbone.num_layers,
+    ]
+
+
+def test_only_the_assistants_words_are_counted_as_right(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> None:
+    blind = MoshiVis(dataclasses.replace(tiny_model.config, adapters=None))
+    sample = speechless_sample(tiny_tokenizer, 0)
+    words = int(((sample.speaker == Speaker.ASSISTANT) & (sample.text > PADDING)).sum())
+    for user in (0.0, 1.0):
+        learner = Learner(blind, LossRecipe(user=user))
+        part = collate([sample], learner.config, learner.loss, limit=32, bucket=8)
+        assert int(learner(part, None).words) == words
+
+
+def test_what_has_no_target_does_not_decay(run: Any, tiny_folder: Path) -> None:
+    before = load_model(tiny_folder).model.state_dict()
+    after = load_model(run(train="all", data__p_audio=0) / "model").model.state_dict()
+    for name, tensor in after.items():
+        if name.startswith(("speech_lm.depth.", "speech_lm.embedding.audio.")):
+            assert tensor.equal(before[name]), name
+    assert not after["speech_lm.text_head.weight"].equal(before["speech_lm.text_head.weight"])
 
 
 @pytest.mark.slow
@@ -132,6 +186,14 @@ def test_everything_can_be_trained(run: Any, tiny_folder: Path, tmp_path: Path) 
     run(train="all", loss__codebooks=3, base=str(base), steps=4)  # goes on, and replaces its result
 
 
+def test_a_model_trained_whole_in_half_precision_can_be_used(run: Any) -> None:
+    out = run(train="all", loss__codebooks=3, precision="bf16")
+    stored = load_folder(out / "model")
+    rest = {name: parameter.dtype for name, parameter in stored.named_parameters() if not name.startswith("codec.")}
+    assert set(rest.values()) == {torch.bfloat16}
+    assert load(out / "model", dtype=torch.bfloat16).look(Image.new("RGB", (9, 9))).keys[0].isfinite().all()
+
+
 def test_a_device_that_is_not_there(run: Any) -> None:
     with pytest.raises(InputError, match="the device 'cuda:77' cannot be used here.*try device=cpu"):
         run(device="cuda:77")
@@ -186,6 +248,7 @@ def test_numbers_that_are_not_finite(run: Any) -> None:
         run("stop", optimiser={"rate": 1e30, "warmup": 0})
     skipping = log_of(run("skip", optimiser={"rate": 1e30, "warmup": 0}, on_nan="skip"))
     assert [line["skipped_steps"] for line in skipping] == [0, 1, 2]
+    assert skipping[0]["loss"] > 0 and [line["loss"] for line in skipping[1:]] == [None, None]  # JSON knows no NaN
 
 
 def test_a_damaged_shard_stops_or_is_skipped(
@@ -252,9 +315,12 @@ def test_what_is_kept_for_speed_and_for_reading_does_not_stop_a_run(
     assert len([line for line in caplog.messages if "features are not kept on disk" in line]) == 1
 
 
-def test_validation_measures_and_generates(run: Any, packed: Path) -> None:
+@pytest.mark.parametrize("train", ["lora", "all"])
+def test_validation_measures_and_generates(run: Any, packed: Path, train: str) -> None:
     both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
-    out = run(validation={"every": 2, "datasets": both, "rows": 5, "samples": 2}, precision="bf16", train="lora")
+    more = {"loss__codebooks": 3} if train == "all" else {}
+    options = {"every": 2, "datasets": both, "rows": 5, "samples": 2}
+    out = run(validation=options, precision="bf16", train=train, **more)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     (found,) = [line for line in lines if "held_out_speech_text" in line]
     assert found["step"] == 2 and found["held_out_speech_audio"] > 0 and found["held_out_speechless_text"] > 0
@@ -292,6 +358,17 @@ def test_gates_are_averaged_over_what_saw_a_picture(run: Any, packed: Path) -> N
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         gates += [line["held_out_speech_gate"] for line in lines if "held_out_speech_gate" in line]
     assert gates[0] == pytest.approx(gates[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("layers", [[99], [], [0, 0]])
+def test_adapters_in_blocks_that_are_not_there(run: Any, layers: list[int]) -> None:
+    with pytest.raises(InputError, match=r"adapters.layers are different blocks from 0 to 1, not \["):
+        run(adapters__layers=layers)
+
+
+def test_more_codebooks_than_the_model_speaks_in(run: Any) -> None:
+    with pytest.raises(InputError, match="loss.codebooks=4, but the model speaks in 3 codebooks"):
+        run(loss__codebooks=4)
 
 
 def test_a_base_without_adapters_trains_whole_or_not_at_all(tiny_model: MoshiVis) -> None:

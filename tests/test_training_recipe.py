@@ -51,6 +51,10 @@ def test_yaml_and_words_over_it(tmp_path: Path) -> None:
         ("data.p_audio=1.5", "data.p_audio is a share from 0 to 1, not 1.5"),
         ("adapters.out_scale=0", "adapters.out_scale must be above 0, not 0"),
         ("adapters.out_scale=2", "adapters.out_scale is for adapters that start anew"),
+        ("seed=-1", "seed must be 0 or more"),
+        ("lora.rank=64", "the recipe sets `lora`, but train is adapters"),
+        ("data.general=[{path: a, kind: speech}]", "used by data.p_concat alone, which is 0"),
+        ("validation.samples=2", "validation.every=0 means never"),
         ("optimiser.ema=1", "optimiser.ema is a decay"),
         ("optimiser.betas=[0.9]", "optimiser.betas are two numbers"),
         ("batch.rows=10", "batch.rows=10 with data.p_audio=0.25 and 1 rank.* gives 2.5 speech and 7.5 speechless"),
@@ -77,7 +81,7 @@ def test_contradictions(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="weight above 0"):
         read_recipe(path, [both, "data.datasets.1.weight=0"])
     with pytest.raises(InputError, match="parallel: ddp"):
-        read_recipe(path, ["parallel=fsdp", "validation.samples=1"])
+        read_recipe(path, ["parallel=fsdp", "validation.samples=1", "validation.every=5"])
     with pytest.raises(InputError, match="does not say out"):
         read_recipe(written(tmp_path, "steps: 1"))
     with pytest.raises(InputError, match="neither a file nor one of the presets mini, paper"):

@@ -29,6 +29,7 @@ class Part:
     inputs: Tensor  # [B, K, T] what the backbone sees
     text: Tensor  # [B, T] text targets as delayed; the id beyond the vocabulary is the initial token
     text_weight: Tensor  # [B, T] float32, 0 where there is none
+    assistant: Tensor  # [B, T] bool, whose words the targets are
     audio: Tensor  # [B, n, T] the first n own codebooks as delayed; ids beyond the vocabulary are initial tokens
     audio_graded: Tensor  # [B, n, T] bool, which of them are targets
     pictures: tuple[str | None, ...]  # key of every row's picture
@@ -55,7 +56,8 @@ def collate(samples: Sequence[Sample], config: SpeechLMConfig, loss: LossRecipe,
     """
     for sample in samples:
         check_sample(sample, config)
-    steps = min(max(map(len, samples)), limit)
+    late = max(config.delays) if samples[0].kind == "speech" else 0  # the last codes come so much later
+    steps = min(max(map(len, samples)) + late, limit)
     length = min(-(-steps // bucket) * bucket, limit)
 
     def stack(get: Callable[[Sample], np.ndarray], padding: float) -> Tensor:
@@ -73,14 +75,15 @@ def collate(samples: Sequence[Sample], config: SpeechLMConfig, loss: LossRecipe,
     count = min(loss.codebooks, config.own_codebooks)
     graded = stack(_audio_graded, 0).bool()
     own = delayed[:, 1 : 1 + count]
-    late = torch.stack([_late(graded, config.delays[1 + k]) for k in range(count)], dim=1)
+    delayed_graded = torch.stack([_late(graded, config.delays[1 + k]) for k in range(count)], dim=1)
     return Part(
         kind=kind,
         inputs=inputs,
         text=delayed[:, 0],
         text_weight=_late(stack(lambda s: _text_weight(s, loss), 0.0), config.delays[0]),
+        assistant=_late(stack(lambda s: s.speaker == Speaker.ASSISTANT, 0), config.delays[0]),
         audio=own,
-        audio_graded=late & (own >= 0) & (own < config.audio_card),
+        audio_graded=delayed_graded & (own >= 0) & (own < config.audio_card),
         pictures=tuple(sample.image for sample in samples),
         steps=sum(min(len(sample), limit) for sample in samples),
     )

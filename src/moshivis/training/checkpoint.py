@@ -34,6 +34,7 @@ class Progress:
     step: int = 0  # steps done
     skipped: int = 0  # of these, steps whose numbers were not finite
     failed: int = 0  # checkpoints that could not be written
+    lost: int = 0  # samples left out because they are damaged, over all ranks
 
 
 class Checkpoints:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -70,7 +71,8 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         yield Ranks(0, 1, chosen)
         return
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, device_id=chosen if chosen.type == "cuda" else None)
+    patience = timedelta(hours=1)  # rank 0 generates the samples of a validation while the others wait
+    dist.init_process_group(backend, timeout=patience, device_id=chosen if chosen.type == "cuda" else None)
     try:
         yield Ranks(rank, count, chosen)
     finally:
@@ -130,7 +132,10 @@ def shard(learner: Learner, ranks: Ranks, *, half: bool) -> None:
     bfloat16 with gradients summed in float32.
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    # Inputs stay as they are: rotations and loss weights are float32 whatever the weights are.
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if half:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     whole = {name: parameter.detach() for name, parameter in learner.named_parameters()}
     learner.to("meta")
     for block in learner.speech_lm.backbone.layers:

@@ -50,13 +50,16 @@ class Learner(nn.Module):
     def forward(self, part: Part, features: Features | None, *, gates: bool = False) -> Outcome:
         """Only what is graded passes through the text head and the depth transformer. `gates` measures them."""
         context = self._look(features, part.inputs.shape[-1])
+        if context is not None:
+            context.remembers = gates
         hidden = self.speech_lm.backbone(self.speech_lm.embedding(part.inputs), context)
         asked = part.text_weight > 0
         asked[0, 0] |= ~asked.any()  # every part takes the same way, lest sharded ranks wait for each other for ever
         logits = self.speech_lm.text_head(hidden[asked])
         target = part.text[asked].clamp(max=self.config.text_card - 1)
         text = text_sum(logits, target, part.text_weight[asked])
-        said = (part.text_weight[asked] > 0) & ~torch.isin(target, target.new_tensor(self._silent))
+        silent = torch.isin(target, target.new_tensor(self._silent))
+        said = part.assistant[asked] & (part.text_weight[asked] > 0) & ~silent
         right = (logits.argmax(-1) == target) & said
         audio = self._audio(hidden, part) if part.kind == "speech" else hidden.new_zeros((), dtype=torch.float32)
         summed, seen = _sum_gates(context, part) if gates and context is not None else (None, None)

@@ -88,16 +88,21 @@ def _adamw(parameters: list[nn.Parameter], recipe: OptimiserRecipe) -> torch.opt
 
 
 class Ema:
-    """Exponential moving average of trained weights."""
+    """Exponential moving average of trained weights.
+
+    Update t of at most `decay` has the decay (1 + t) / (10 + t), so that the average follows the first steps.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
         self.parameters, self.decay = parameters, decay
         self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, before: int) -> None:
+        """After another step of the optimiser, with so many `before` it."""
+        decay = min(self.decay, (1 + before) / (10 + before))
         for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter.detach(), 1 - self.decay)
+            self.average[name].lerp_(parameter.detach(), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

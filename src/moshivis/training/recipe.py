@@ -115,7 +115,9 @@ class OptimiserRecipe:
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.1  # of matrices
     clip: float = 1.0  # largest norm of the gradient; 0 = no limit
-    ema: float = 0.0  # decay of the averaged weights that are saved and validated in place of the last; 0 = off
+    # Decay of the averaged weights that are saved and validated in place of the last, smaller at first lest they be
+    # mostly those of the beginning; 0 = off.
+    ema: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,7 @@ class Recipe:
         """Raise InputError for values that cannot be, or that contradict each other."""
         data, batch, optimiser, loss = self.data, self.batch, self.optimiser, self.loss
         _at_least(1, steps=self.steps)
+        _at_least(0, seed=self.seed)
         _at_least(1, **{"batch.rows": batch.rows, "batch.accumulation": batch.accumulation})
         _at_least(1, **{"data.max_frames": data.max_frames, "data.max_tokens": data.max_tokens})
         _at_least(1, **{"data.bucket": data.bucket, "features.batch": self.features.batch, "lora.rank": self.lora.rank})
@@ -215,10 +218,22 @@ class Recipe:
         if not self.lora.targets or not set(self.lora.targets) <= set(MATRICES):
             raise InputError(f"lora.targets are some of {', '.join(MATRICES)}, not {list(self.lora.targets)}")
         self._check_data()
+        self._check_use()
         if self.parallel == "fsdp" and optimiser.matrices == "muon":
             raise InputError("optimiser.matrices: muon needs whole matrices in each process: parallel: ddp")
         if self.parallel == "fsdp" and self.validation.samples:
             raise InputError("validation.samples needs the whole model in each process: parallel: ddp")
+
+    def _check_use(self) -> None:
+        """Nothing that is asked for may be left out without a word."""
+        if self.lora != LoraRecipe() and self.train != "lora":
+            raise InputError(f"the recipe sets `lora`, but train is {self.train}; set train=lora")
+        if self.data.general and not self.data.p_concat:
+            raise InputError("data.general is used by data.p_concat alone, which is 0")
+        if (self.validation.datasets or self.validation.samples) and not self.validation.every:
+            raise InputError(
+                "validation.every=0 means never, but the recipe says what to validate; set it to some steps"
+            )
 
     def _check_data(self) -> None:
         for where, datasets in (("data", self.data.datasets), ("validation", self.validation.datasets)):

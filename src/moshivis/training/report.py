@@ -55,9 +55,11 @@ class Report:
     def step(self, progress: Progress, values: Mapping[str, float]) -> None:
         if not self.leads:
             return
+        finite = all(map(math.isfinite, values.values()))
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
+            if finite or name in SUMMED:
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += finite
         self.status.update(f"step {progress.step} of {self.recipe.steps}  loss {values['loss']:.4f}")
         if progress.step % self.recipe.report.every == 0 or progress.step == self.recipe.steps:
             line = self._line(values)
@@ -70,7 +72,7 @@ class Report:
         if not self.leads:
             return
         counts = {"skipped_steps": progress.skipped, "failed_checkpoints": progress.failed}
-        line = {"step": progress.step, **values, **counts}
+        line = {"step": progress.step, **values, **counts, "skipped_samples": progress.lost}
         try:
             with open(self.out / LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -94,24 +96,23 @@ class Report:
         for tracker in self.trackers:
             tracker.close()
 
-    def _line(self, last: Mapping[str, float]) -> dict[str, float]:
-        line = {name: value / (1 if name in SUMMED else self.steps) for name, value in self.sums.items()}
-        line["rate"], line["skipped_samples"] = last["rate"], last["skipped_samples"]
+    def _line(self, last: Mapping[str, float]) -> dict[str, Any]:
+        """Means over the steps whose numbers are finite, null if none is; what is summed is summed over all."""
+        means = {name: self.sums[name] / self.steps if self.steps else None for name in last if name not in SUMMED}
+        line: dict[str, Any] = {**means, **{name: self.sums[name] for name in SUMMED}, "rate": last["rate"]}
         line["tokens_per_second"] = line["tokens"] / max(line["seconds"], 1e-9)
         if self.peak is not None:
             line["mfu"] = self.flops * line["padded"] / max(line["seconds"], 1e-9) / self.peak
         return line
 
 
-def _sentence(progress: Progress, steps: int, line: Mapping[str, float]) -> str:
-    parts = [
-        f"step {progress.step}/{steps}",
-        f"loss {line['loss']:.4f}",
-        f"text {line['text']:.4f}",
-        f"audio {line['audio']:.4f}",
-        f"norm {line['norm']:.3g}",
-        f"{line['tokens_per_second']:.0f} tokens/s",
-    ]
+def _sentence(progress: Progress, steps: int, line: Mapping[str, Any]) -> str:
+    parts = [f"step {progress.step}/{steps}"]
+    if line["loss"] is None:
+        parts.append("nothing learnt: no step was finite")
+    else:
+        parts += [f"{name} {line[name]:.4f}" for name in ("loss", "text", "audio")] + [f"norm {line['norm']:.3g}"]
+    parts.append(f"{line['tokens_per_second']:.0f} tokens/s")
     if "mfu" in line:
         parts.append(f"MFU {line['mfu']:.0%}")
     if line["waiting"] > 0.05 * line["seconds"]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 from safetensors import SafetensorError
@@ -40,8 +41,10 @@ from moshivis.training.trainer import Trainer
 from moshivis.training.validation import Validation
 
 ADAPTERS, MODEL = "adapters.safetensors", "model"
-FREE = ("steps", "download", "checkpoint", "validation", "report", "features", "device", "parallel", "on_nan")
-
+FREE = (  # what may change when a run goes on: nothing else is learnt by it
+    *("out", "steps", "download", "checkpoint", "validation", "report", "features", "device", "parallel", "on_nan"),
+    *("compile", "activation_checkpointing", "data.workers", "data.verify", "data.on_corrupt", "batch.accumulation"),
+)
 
 Sets = tuple[Dataset | None, Dataset | None]  # speech, speechless
 
@@ -71,6 +74,10 @@ def train(recipe: Recipe, sets: Sets | None = None, held_out: Sets | None = None
             check_made_for(ready.model, ready.tokenizer, used)
         trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *unseen)), ranks, checkpoints)
         trainer.resume()
+        if trainer.progress.step > recipe.steps:
+            raise InputError(
+                f"the run in {recipe.out} has done {trainer.progress.step} steps, more than steps={recipe.steps}"
+            )
         if ranks.leads:
             _write_recipe(out / "recipe.yaml", recipe)
         peak = peak_flops(ranks.device, recipe.precision)
@@ -122,11 +129,10 @@ def _run(
 def check_same_run(before: dict[str, Any], recipe: Recipe) -> None:
     """Raise InputError if what is in the output folder was begun by a recipe that would learn something else."""
     now = recipe_to_dict(recipe)
-    free = {*FREE, "out"}
     differing = [
         f"{key}: {old!r} became {new!r}"
         for key, old, new in _leaves(before, now)
-        if key.split(".")[0] not in free and key not in ("data.workers", "data.verify", "data.on_corrupt")
+        if key not in FREE and key.split(".")[0] not in FREE
     ]
     if differing:
         raise InputError(
@@ -183,7 +189,7 @@ def _export(recipe: Recipe, trainer: Trainer, out: Path) -> Path:
     scale = lora_scale(recipe.lora) if recipe.train == "lora" else 0.0
     try:
         if ranks.leads and recipe.train == "all":
-            _export_model(ready, trained, target)
+            _export_model(ready, trained, target, dtype_of(recipe))
         elif ranks.leads:
             save_adapters(target, ready.model.config, trained, base=ready.base, lora_scale=scale)
     except (OSError, SafetensorError) as error:
@@ -195,11 +201,11 @@ def _export(recipe: Recipe, trainer: Trainer, out: Path) -> Path:
     return target
 
 
-def _export_model(ready: Ready, trained: dict[str, Tensor], folder: Path) -> None:
+def _export_model(ready: Ready, trained: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
     """The whole model, in place of an older one."""
     model = empty_model(ready.model.config)
     frozen = ready.model.state_dict()
-    fill_model(model, {name: trained.get(name, frozen[name]) for name in model.state_dict()}, None)
+    fill_model(model, {name: trained.get(name, frozen[name]) for name in model.state_dict()}, dtype)
     tokenizer = None if ready.tokenizer is None else ready.tokenizer.model
     if folder.exists():
         shutil.rmtree(folder)

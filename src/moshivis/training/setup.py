@@ -92,7 +92,14 @@ def check_base(recipe: Recipe, config: ModelConfig) -> None:
     if config.adapters is None and (recipe.adapters.fresh or recipe.adapters.changes()):
         raise InputError(f"the base {recipe.base} has no adapters that the recipe's `adapters` could change")
     codebooks = config.speech_lm.own_codebooks
-    if recipe.train == "all" and recipe.data.p_audio and recipe.loss.codebooks < codebooks:
+    if recipe.loss.codebooks > codebooks:
+        raise InputError(f"loss.codebooks={recipe.loss.codebooks}, but the model speaks in {codebooks} codebooks")
+    layers, blocks = recipe.adapters.layers, config.speech_lm.backbone.num_layers
+    different = set(range(blocks)).intersection(layers or ())
+    if layers is not None and not 0 < len(different) == len(layers):
+        raise InputError(f"adapters.layers are different blocks from 0 to {blocks - 1}, not {list(layers)}")
+    graded = recipe.data.p_audio and recipe.loss.audio
+    if recipe.train == "all" and graded and recipe.loss.codebooks < codebooks:
         raise InputError(
             f"train: all trains the whole depth transformer, but loss.codebooks={recipe.loss.codebooks} would let the "
             f"codebooks without a target decay; set loss.codebooks={codebooks}"
@@ -123,8 +130,13 @@ def set_up(model: MoshiVis, recipe: Recipe) -> None:
 
 def _learning(model: MoshiVis, recipe: Recipe) -> Iterator[tuple[str, nn.Parameter]]:
     also: tuple[str, ...] = ("speech_lm.",) if recipe.train == "all" else ()
+    idle: tuple[str, ...] = ()  # what has no target would not stay as it is, but decay
+    if not recipe.data.p_audio:
+        idle = ("speech_lm.depth.", "speech_lm.embedding.audio.")
+    elif not recipe.loss.audio:
+        idle = ("speech_lm.depth.",)
     for name, parameter in model.named_parameters():
-        if name.startswith((*TRAINED, *also)) or ".lora_" in name:
+        if (name.startswith((*TRAINED, *also)) and not name.startswith(idle)) or ".lora_" in name:
             yield name, parameter
 
 

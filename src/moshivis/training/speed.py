@@ -40,7 +40,16 @@ def checkpoint_activations(learner: Learner) -> None:
     """Keep only the inputs of the backbone's blocks, and compute the rest again in the backward pass."""
     for block in learner.speech_lm.backbone.layers:
         assert isinstance(block, Block)
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = functools.partial(  # type: ignore[method-assign]
+            checkpoint, block.forward, use_reentrant=False, context_fn=_again
+        )
+
+
+def _again() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Around a block, and around it when it is computed again: torch restores autocast, not the kernel of attention."""
+    if torch.is_autocast_enabled("cpu"):
+        return contextlib.nullcontext(), sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext(), contextlib.nullcontext()
 
 
 @contextlib.contextmanager

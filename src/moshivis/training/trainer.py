@@ -72,6 +72,7 @@ class Trainer:
         self.ema = Ema(self.trained, recipe.optimiser.ema) if recipe.optimiser.ema else None
         self.progress = Progress()
         self.sharded = recipe.parallel == "fsdp" and ranks.count > 1
+        self.looked = 0.0  # seconds in which pictures were read and encoded
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one."""
@@ -95,12 +96,13 @@ class Trainer:
         """
         recipe = self.recipe
         while self.progress.step < recipe.steps:
-            begun, waited = time.perf_counter(), loader.waited
+            begun, waited, skipped = time.perf_counter(), loader.waited + self.looked, loader.skipped
             rate = rate_at(self.progress.step, recipe.steps, recipe.optimiser)
             result = self.step(next(loader), rate)
+            self.progress.lost += int(self.ranks.sum(torch.tensor(float(loader.skipped - skipped))))
             self._count(result, report)
             seconds = time.perf_counter() - begun
-            report.step(self.progress, self._values(result, rate, seconds, loader.waited - waited, loader.skipped))
+            report.step(self.progress, self._values(result, rate, seconds, loader.waited + self.looked - waited))
             done = self.progress.step
             if validate is not None and done % recipe.validation.every == 0:
                 with self.averaged():
@@ -128,7 +130,7 @@ class Trainer:
         if result.finite:
             self.optimiser.step(rate)
             if self.ema is not None:
-                self.ema.update()
+                self.ema.update(self.progress.step - self.progress.skipped)
         self.optimiser.forget_gradients()
         return result
 
@@ -143,7 +145,9 @@ class Trainer:
 
     def forward(self, part: Part, *, gates: bool = False) -> Outcome:
         """The learner's outcome for one part, in the recipe's precision."""
+        begun = time.perf_counter()
         features = None if self.features is None else self.features.features(part.pictures)
+        self.looked += time.perf_counter() - begun
         if self.features is None and any(part.pictures):
             raise MoshivisError("the data has pictures, but the base has no image encoder to look at them")
         with self._arithmetic():
@@ -188,7 +192,7 @@ class Trainer:
             self.progress.failed += 1
             report.warn(f"{error} (checkpoint.on_error: skip; {self.progress.failed} so far)")
 
-    def _values(self, result: StepResult, rate: float, seconds: float, waited: float, skipped: int) -> dict[str, float]:
+    def _values(self, result: StepResult, rate: float, seconds: float, waited: float) -> dict[str, float]:
         return {
             "loss": result.loss,
             "text": result.text,
@@ -199,5 +203,4 @@ class Trainer:
             "padded": result.padded,
             "seconds": seconds,
             "waiting": waited,
-            "skipped_samples": skipped,
         }

@@ -29,6 +29,7 @@ from moshivis.training.distributed import Ranks
 from moshivis.training.losses import Denominators
 from moshivis.training.recipe import Recipe
 from moshivis.training.report import Report
+from moshivis.training.setup import dtype_of
 from moshivis.training.trainer import Trainer
 
 ROWS_AT_ONCE = 8
@@ -100,7 +101,7 @@ class Validation:
         count, tokenizer = self.recipe.validation.samples, self.trainer.ready.tokenizer
         if not count or tokenizer is None:
             return
-        assistant = Assistant(_for_inference(self.trainer.ready.model), tokenizer, GREEDY)
+        assistant = Assistant(_for_inference(self.trainer.ready.model, dtype_of(self.recipe)), tokenizer, GREEDY)
         for dataset in self.sets:
             for position in range(count):
                 sample = dataset[position]
@@ -108,12 +109,11 @@ class Validation:
                 answer(assistant, sample, picture, folder / f"{dataset.kind}-{position}")
 
 
-def _for_inference(model: MoshiVis) -> MoshiVis:
-    """A copy for generation: it shares what is frozen, and what is trained is in the dtype of the rest."""
+def _for_inference(model: MoshiVis, dtype: torch.dtype) -> MoshiVis:
+    """A copy for generation: it shares what is frozen, and what is trained is in `dtype`, as that is."""
     kept = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     kept |= {id(buffer): buffer for buffer in model.buffers()}  # type: ignore[misc]
     copied = copy.deepcopy(model, dict(kept))
-    dtype = model.speech_lm.text_head.weight.dtype
     for name, parameter in copied.named_parameters():
         if parameter.requires_grad and not name.endswith((".lora_down", ".lora_up")):
             parameter.data = parameter.data.to(dtype)
