@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from moshivis.evaluation.answers import (
     GREETING_FRAMES,
     PAUSE_FRAMES,
+    WRITTEN_TOKENS,
     _Row,
     ask_spoken,
     ask_written,
@@ -40,6 +42,18 @@ def test_written_rows_are_independent(tiny_model: MoshiVis, tiny_tokenizer: Text
             tiny_model, tiny_tokenizer, image, [question], Sampling(generators=_generators([row + 1]))
         )
         assert alone == together[row]
+
+
+class Endless(Sampling):
+    """Never a pause."""
+
+    def __call__(self, logits: Tensor, stream: int) -> Tensor:
+        return torch.full(logits.shape[:1], 10)
+
+
+def test_a_greeting_without_end_is_cut_short(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> None:
+    (answer,) = ask_written(tiny_model, tiny_tokenizer, None, ["hello"], Endless())
+    assert not answer.ended and answer.text.count(tiny_tokenizer.piece(10).strip()) >= WRITTEN_TOKENS
 
 
 def test_spoken_rows_are_independent(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> None:

@@ -22,7 +22,7 @@ from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextT
 GREETING_FRAMES = 56  # the question starts at the latest now
 PAUSE_FRAMES = 8  # this long without a word ends a sentence
 ANSWER_FRAMES = 75  # an answer that is not over by now runs away
-WRITTEN_TOKENS = 48
+WRITTEN_TOKENS = 48  # of a greeting or an answer, at most
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def ask_written(
     config = model.config.speech_lm
     asked = [tokenizer.encode(question) for question in questions]
     greeted = [False] * len(asked)
+    greeting = 0  # tokens so far
     position = [0] * len(asked)
     answers: list[list[int]] = [[] for _ in asked]
     over = [False] * len(asked)
@@ -126,13 +127,14 @@ def ask_written(
                 context = model.adapters.step_context(adapters, image)
             logits = model.speech_lm.step(state, tokens, context).text_logits[:, 0]
             chosen = sampling(logits, 0).tolist()
+            greeting += 1
             for row, token in enumerate(chosen):
                 if greeted[row] and position[row] < len(asked[row]):
                     tokens[row, 0] = asked[row][position[row]]
                     position[row] += 1
                     continue
                 if not greeted[row]:
-                    greeted[row] = token == PADDING
+                    greeted[row] = token == PADDING or greeting >= WRITTEN_TOKENS
                 elif not over[row]:
                     over[row] = token == PADDING or len(answers[row]) >= WRITTEN_TOKENS
                     answers[row].append(token)

@@ -41,12 +41,13 @@ class TextTokenizer:
         return [i for i in self._processor.encode(text) if i not in SPECIAL]
 
     def piece(self, token: int) -> str:
-        """The text of one id as it is shown: '' for special ids, a leading space where a word begins."""
+        """What one id stands for: '' for special ids, a leading space where a word begins, '<0x41>' for a byte."""
         return "" if token in SPECIAL else self._processor.id_to_piece(token).replace("\u2581", " ")
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of a sequence of ids, special ids skipped."""
-        return "".join(map(self.piece, tokens)).strip()
+        stream = TextStream(self)
+        return ("".join(map(stream.push, tokens)) + stream.end()).strip()
 
     def byte(self, token: int) -> bytes | None:
         """The byte that a byte-fallback id stands for; None for all other ids."""
@@ -67,4 +68,8 @@ class TextStream:
         byte = self._tokenizer.byte(token)
         if byte is not None:
             return self._bytes.decode(byte)
-        return self._bytes.decode(b"", final=True) + self._tokenizer.piece(token)
+        return self.end() + self._tokenizer.piece(token)
+
+    def end(self) -> str:
+        """What is left: a sign of damage if a character was not spelt to its end."""
+        return self._bytes.decode(b"", final=True)
