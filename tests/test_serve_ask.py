@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -16,7 +17,11 @@ from PIL import Image
 
 import moshivis
 from moshivis.inference.conversation import Assistant
+from moshivis.inference.engine import Engine
 from moshivis.serve.ask import ARRIVING
+from moshivis.serve.hall import Closing, Hall
+from moshivis.serve.limits import Limits
+from moshivis.serve.metrics import Metrics
 from serve_support import PATIENCE, RunningServer, serving, wait_for
 
 EXAMPLE = Path(moshivis.__file__).parent / "assets" / "example.png"
@@ -128,3 +133,24 @@ def test_questions_of_many_are_answered_or_refused_but_never_pile_up(running_ser
         thread.join()
     assert set(statuses) == {200, 503} and statuses.count(200) >= 9
     assert ask(running_server, {"text": "And now?"}).status == 200
+
+
+def test_pictures_that_wait_when_the_server_stops_are_told(mini: Assistant) -> None:
+    async def run() -> None:
+        hall = Hall(Engine(mini, 1), Limits(), Metrics())
+        busy, go_on = threading.Event(), threading.Event()
+
+        def work() -> None:
+            busy.set()
+            go_on.wait(PATIENCE)
+
+        hall._lookers.submit(work)
+        busy.wait(PATIENCE)
+        looking = asyncio.ensure_future(hall.look(EXAMPLE.read_bytes()))
+        await asyncio.sleep(0)
+        await hall.close(grace=0)
+        go_on.set()
+        with pytest.raises(Closing, match="about to stop"):
+            await looking
+
+    asyncio.run(run())
