@@ -27,8 +27,8 @@ _log = logging.getLogger("moshivis.serve")
 
 TICKET_SECONDS = 30.0  # a ticket that was not asked for so long is gone
 FIRST_SECONDS = 5.0  # the same, if nobody has asked for it yet: tickets cost nothing, and hold places
-T = TypeVar("T")
 LOOKERS = 1  # pictures that are read and encoded at once: more would take the processor from the ticks
+T = TypeVar("T")
 
 
 class Full(Busy):
