@@ -39,11 +39,11 @@ def test_weights_are_small_and_nothing_but_data(embedded: Checkpoint) -> None:
 def test_new_scenes_are_answered_as_well_as_stated(embedded: Checkpoint) -> None:
     result = measure(embedded, load_listener(WEIGHTS), count=36, seed=99)
     # what the README states, less the scatter of so few scenes
-    assert result["text"]["accuracy"] >= 0.8
+    assert result["text"]["accuracy"] >= 0.85
     assert result["text"]["describe"]["relative_cider"] >= 0.6
     assert result["spoken"]["accuracy"] >= 0.65
     assert result["spoken"]["greeted"] >= 0.9
-    assert result["spoken"]["speech_word_error"] <= 0.25
+    assert result["spoken"]["speech_word_error"] <= 0.18
     assert result["spoken"]["silent_or_runaway"] <= 0.1
     assert 80 <= result["spoken"]["reaction_ms_median"] <= 800
 
