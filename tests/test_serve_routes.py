@@ -82,7 +82,9 @@ def test_errors_are_json_and_paths_that_are_not_there_404(running_server: Runnin
     for path in ("/nothing", "/api/nothing", "/api/chat"):
         answer = running_server.get(path)
         assert answer.status == 404 and answer.json() == {"error": "Not Found"}
-    assert running_server.request("POST", "/api/info").status == 405
+    assert running_server.request("POST", "/api/scene").status == 405
+    stranger = running_server.request("POST", "/api/info", headers={"Origin": "https://elsewhere.example"})
+    assert stranger.status == 403 and "--origin https://elsewhere.example" in stranger.json()["error"]
     assert running_server.request("GET", "/api/ask").status == 405
 
 
