@@ -18,20 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from moshivis.adapters.gated_cross_attention import ImageContext
 from moshivis.checkpoints.adapters import read_adapters
 from moshivis.checkpoints.folder import SAMPLING, load_folder
 from moshivis.checkpoints.load import load_model
-from moshivis.data.sample import Speaker
 from moshivis.data.shard_format import picture_key
 from moshivis.errors import CheckpointError, InputError, MoshivisError, ShardError
 from moshivis.inference.conversation import Assistant, load
 from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
-from moshivis.training.batch import collate
-from moshivis.training.learner import Features, Learner
-from moshivis.training.recipe import LossRecipe
 from moshivis.training.recipe_file import recipe_from_dict
 from moshivis.training.run import train
 from moshivis.training.setup import check_base
@@ -82,40 +77,6 @@ def test_parts_and_recomputed_activations_change_nothing(run: Any) -> None:
 def test_activations_are_recomputed_in_half_precision_as_they_were(run: Any) -> None:
     plain = losses(log_of(run("plain", precision="bf16")))
     assert losses(log_of(run("again", precision="bf16", activation_checkpointing=True))) == pytest.approx(plain)
-
-
-def test_gates_are_kept_only_if_they_are_measured(
-    tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They would keep alive what recomputed activations are meant to free."""
-    learner = Learner(tiny_model, LossRecipe())
-    look, contexts = learner._look, []
-
-    def watched(features: Features | None, steps: int) -> ImageContext | None:
-        context = look(features, steps)
-        contexts.append(context)
-        return context
-
-    monkeypatch.setattr(learner, "_look", watched)
-    part = collate([speechless_sample(tiny_tokenizer, 0)], learner.config, learner.loss, limit=32, bucket=8)
-    values = torch.randn(1, 4, tiny_model.config.vision.hidden_size)
-    seen = Features(values, torch.ones(1, 4).bool(), torch.ones(1).bool())
-    for gates in (False, True):
-        learner(part, seen, gates=gates)
-    assert [len(context.gates) for context in contexts if context is not None] == [
-        0,
-        tiny_model.config.speech_lm.backbone.num_layers,
-    ]
-
-
-def test_only_the_assistants_words_are_counted_as_right(tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer) -> None:
-    blind = MoshiVis(dataclasses.replace(tiny_model.config, adapters=None))
-    sample = speechless_sample(tiny_tokenizer, 0)
-    words = int(((sample.speaker == Speaker.ASSISTANT) & (sample.text > PADDING)).sum())
-    for user in (0.0, 1.0):
-        learner = Learner(blind, LossRecipe(user=user))
-        part = collate([sample], learner.config, learner.loss, limit=32, bucket=8)
-        assert int(learner(part, None).words) == words
 
 
 def test_what_has_no_target_does_not_decay(run: Any, tiny_folder: Path) -> None:

@@ -90,7 +90,8 @@ def _adamw(parameters: list[nn.Parameter], recipe: OptimiserRecipe) -> torch.opt
 class Ema:
     """Exponential moving average of trained weights.
 
-    Update t of at most `decay` has the decay (1 + t) / (10 + t), so that the average follows the first steps.
+    After t updates the next one has the decay (1 + t) / (10 + t) or `decay`, whichever is less, so that the average
+    soon forgets what it began with.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
