@@ -37,16 +37,14 @@ hypothesis.settings.load_profile("busy")
 pytest_plugins = ["serve_support", "page_visitor", "mini_support"]  # fixtures
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer() -> TextTokenizer:
+def make_tokenizer(sentences: list[str], size: int, *, byte_fallback: bool = False) -> TextTokenizer:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(
-            ["what colour is the star", "the star is blue and the heart is red", "hello there"] * 20
-        ),
+        sentence_iterator=iter(sentences * 20),
         model_writer=model,
-        vocab_size=48,
+        vocab_size=size,
         model_type="bpe",
+        byte_fallback=byte_fallback,
         unk_id=0,
         bos_id=1,
         eos_id=2,
@@ -54,6 +52,17 @@ def tiny_tokenizer() -> TextTokenizer:
         minloglevel=2,
     )
     return TextTokenizer(model.getvalue())
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> TextTokenizer:
+    return make_tokenizer(["what colour is the star", "the star is blue and the heart is red", "hello there"], 48)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> TextTokenizer:
+    """Spells what it does not know in bytes, as the released tokenizer does."""
+    return make_tokenizer(["hello there"], 272, byte_fallback=True)
 
 
 def tiny_config(vocabulary: int) -> ModelConfig:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
-import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,25 +19,6 @@ VOCABULARY = ("what", "colour", "is", "the", "star", "blue", "and", "heart", "re
 
 def spoken_at(*seconds: float, text: str = "hello") -> list[Word]:
     return [Word(text, start, start + 0.1) for start in seconds]
-
-
-@pytest.fixture(scope="module")
-def byte_tokenizer() -> TextTokenizer:
-    """Spells what it does not know in bytes, as the released tokenizer does."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["hello there"] * 20),
-        model_writer=model,
-        vocab_size=272,
-        model_type="bpe",
-        byte_fallback=True,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=3,
-        minloglevel=2,
-    )
-    return TextTokenizer(model.getvalue())
 
 
 def test_pieces_stand_where_the_word_is_spoken(tiny_tokenizer: TextTokenizer) -> None:
