@@ -22,10 +22,13 @@ SOUND = (np.random.default_rng(0).standard_normal((FRAMES, 1920)) * 3000).astype
 DOORS = ("/api/chat", "/api/chat?audio=pcm", "/moshi/api/chat", "/v1/realtime", "/v1/live/sessions")
 
 
-def converse(server: RunningServer, while_: Callable[[], bool] = lambda: False) -> list[bytes]:
+def converse(
+    server: RunningServer, while_: Callable[[], bool] = lambda: False, seated: Callable[[], None] = lambda: None
+) -> list[bytes]:
     """Sound of a conversation that gives each frame when it has got the one before, so that none is ever dropped.
 
-    It takes FRAMES frames, and goes on with silence for as long as `while_` says.
+    It takes FRAMES frames, and goes on with silence for as long as `while_` says; `seated` is called when it has its
+    place.
     """
     said: list[bytes] = []
     address = f"{server.ws}/api/chat?audio=pcm&picture=1&seed=5&text_temperature=0.7&audio_temperature=0.9"
@@ -33,6 +36,7 @@ def converse(server: RunningServer, while_: Callable[[], bool] = lambda: False) 
         client.send(b"\x08" + PICTURE)
         while client.recv(timeout=PATIENCE)[0] != 0:
             pass
+        seated()
         frame = 0
         while frame < FRAMES or while_():
             client.send(b"\x01" + (SOUND[frame].tobytes() if frame < FRAMES else bytes(3840)))

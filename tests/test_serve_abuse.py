@@ -36,9 +36,10 @@ def server(mini: Assistant) -> Iterator[RunningServer]:
 def a_quiet_conversation(server: RunningServer) -> Iterator[None]:
     """Beside whatever happens, one that must have the same bits as if it were alone."""
     alone = converse(server)
-    busy, found = threading.Event(), list[list[bytes]]()
-    thread = threading.Thread(target=lambda: found.append(converse(server, lambda: not busy.is_set())))
+    busy, seated, found = threading.Event(), threading.Event(), list[list[bytes]]()
+    thread = threading.Thread(target=lambda: found.append(converse(server, lambda: not busy.is_set(), seated.set)))
     thread.start()
+    assert seated.wait(PATIENCE)  # or the strangers take its place
     try:
         yield
     finally:
