@@ -12,6 +12,7 @@ from moshivis.codec import Mimi
 from moshivis.mini import grammar
 from moshivis.mini.clips import ClipStore, PlannedClip, PlannedShard, write_shard
 from moshivis.mini.codes import ClipCodes, encode_clips
+from moshivis.mini.questions import Query
 from moshivis.mini.recipe import CODEC
 from moshivis.mini.scenes import Scene
 from moshivis.mini.stage import Stage
@@ -37,10 +38,15 @@ def spoken_codes(tmp_path_factory: pytest.TempPathFactory) -> ClipCodes:
     folder = tmp_path_factory.mktemp("clips")
     rng = random.Random(0)
     queries = [grammar.sample_query(family, rng) for family in FAMILIES for _ in range(3)]
+    queries.append(Query(family="yes_no", shape="star", claim="green"))
     turns = [grammar.answer(query, Scene(())) for query in queries]
     asked = [PlannedClip(text=q.text, kind="question", meta={"query": q.to_dict()}) for q in queries]
     said = [PlannedClip(text=grammar.GREETINGS[0], kind="greeting")]
-    said += [PlannedClip(text=text, kind="answer") for text in sorted({turn.answer for turn in turns if turn})]
+    repeated = set(grammar.repeated_claims())
+    answers = {part for turn in turns if turn for part in grammar.spoken_parts(turn)}
+    said += [
+        PlannedClip(text=text, kind="repeated_claim" if text in repeated else "answer") for text in sorted(answers)
+    ]
     for index, (voice, clips) in enumerate(((USER_VOICES[0], asked), (ASSISTANT_VOICE, said))):
         write_shard(PlannedShard(index=index, voice=voice, seed=index, clips=tuple(clips)), folder)
     torch.manual_seed(0)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mini_support import FAMILIES, needs_speech
 from moshivis.mini import grammar, parallel
 from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
-from moshivis.mini.codes import ClipCodes
-from moshivis.mini.dialogues import TEXT_LEAD, Spoken, _Reply, _Timeline
+from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
+from moshivis.mini.dialogues import BREATH, TEXT_LEAD, Spoken, _Reply, _Timeline
 from moshivis.mini.pace import word_starts
 from moshivis.mini.pictures import ATTRIBUTES, draw
 from moshivis.mini.questions import Query
@@ -91,6 +91,22 @@ def test_words_come_at_the_even_pace(spoken_codes: ClipCodes, world_tokenizer: T
     words = spoken_codes.clips.clips[spoken.answers[text]].words
     for word, start in zip(words, word_starts(words, spoken.pace), strict=True):
         assert line.text[5 + start] == world_tokenizer.encode(word.text)[0]
+
+
+@needs_speech
+def test_a_claim_is_repeated_before_the_answer(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer) -> None:
+    spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
+    turn = grammar.answer(Query(family="yes_no", shape="star", claim="green"), Scene(()))
+    reply = spoken._reply(turn)
+    assert reply is not None
+    line = _Timeline(spoken, random.Random(0), speaking=1.0)
+    line.assistant(reply, at=5)
+    assert world_tokenizer.decode(line.text) == "Green? The star is not there, so no."
+    first, second = (spoken_codes[index] for index in reply.clips)
+    begin = 5 + TEXT_LEAD
+    answer = begin + first.shape[1] - TAIL_FRAMES + BREATH
+    assert np.array_equal(line.own[:, begin : begin + 4], first[:CODEBOOKS, :4])
+    assert np.array_equal(line.own[:, answer : answer + second.shape[1]], second[:CODEBOOKS])
 
 
 @needs_speech

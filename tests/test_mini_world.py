@@ -13,7 +13,7 @@ from PIL import Image
 from moshivis.errors import InputError
 from moshivis.mini import grammar, knowledge
 from moshivis.mini.drawing import draw_scene, draw_with_boxes, outline, shade
-from moshivis.mini.grammar import FAMILIES, PRETRAINING_FAMILIES, answer, ask, judge, normalise
+from moshivis.mini.grammar import FAMILIES, PRETRAINING_FAMILIES, answer, ask, judge, normalise, spoken_parts
 from moshivis.mini.questions import MAX_PHRASINGS, SCENELESS_FAMILIES, Query
 from moshivis.mini.scenes import (
     COLOURS,
@@ -161,8 +161,9 @@ def test_outlines_have_about_one_size(shape: str) -> None:
         ({"family": "yes_no", "shape": "star", "colour": "green"}, "A green star is not there, so no."),
         ({"family": "yes_no", "shape": "heart", "colour": "green"}, "A green heart is not there, so no."),
         ({"family": "yes_no", "colour": "green"}, "A green thing is not there, so no."),
-        ({"family": "yes_no", "shape": "star", "claim": "top"}, "The star is at the top, so yes."),
-        ({"family": "yes_no", "colour": "red", "claim": "heart"}, "A red circle, so no."),
+        ({"family": "yes_no", "shape": "star", "claim": "top"}, "At the top? The star is at the top, so yes."),
+        ({"family": "yes_no", "colour": "red", "claim": "heart"}, "A heart? A red circle, so no."),
+        ({"family": "yes_no", "shape": "heart", "claim": "green"}, "Green? The heart is not there, so no."),
         ({"family": "misleading", "shape": "star", "claim": "green"}, "The star is blue, not green."),
         ({"family": "misleading", "shape": "heart", "claim": "green"}, "The heart is not there."),
         ({"family": "misleading", "shape": "star", "claim": "blue"}, None),
@@ -250,8 +251,10 @@ def test_own_answers_are_right_and_spoken(seed: int, family: str, told: bool) ->
         assert judge(turn, text)
     assert not judge(turn, "")
     assert not judge(turn, "I see a picture of a mountain.") or family == "small_talk"
+    parts = spoken_parts(turn)
+    assert normalise(turn.answer) == normalise(" ".join(parts))
     if family != "describe":
-        assert turn.answer in ALL_ANSWERS
+        assert parts[-1] in ALL_ANSWERS and set(parts[:-1]) <= set(grammar.repeated_claims())
     assert set(normalise(f"{turn.question} {turn.answer}").split()) <= VOCABULARY
 
 
@@ -322,6 +325,10 @@ def test_an_answer_with_another_fact_is_wrong(seed: int, family: str) -> None:
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "The star is not green, so no.", True),
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "There is no star, so no.", False),
         ({"family": "yes_no", "shape": "star", "claim": "blue"}, "Yes, no.", False),
+        ({"family": "yes_no", "shape": "star", "claim": "green"}, "Is the star green? No.", True),
+        ({"family": "yes_no", "shape": "star", "claim": "green"}, "Red? The star is blue, so no.", False),
+        ({"family": "yes_no", "shape": "star", "claim": "green"}, "Green? The star is green, so no.", False),
+        ({"family": "yes_no", "shape": "star", "claim": "green"}, "Green?", False),
         ({"family": "yes_no", "shape": "star", "colour": "green"}, "The star is blue, so no.", True),
         ({"family": "yes_no", "shape": "star", "colour": "green"}, "A blue star is not there, so no.", False),
         ({"family": "yes_no", "shape": "star", "colour": "green"}, "A green star is there, so yes.", False),

@@ -18,7 +18,7 @@ from moshivis.data.concat import Concatenated
 from moshivis.data.cut import cut, cut_points
 from moshivis.data.sample import Dataset, Kind, Sample, Speaker
 from moshivis.mini import parallel
-from moshivis.mini.dialogues import SCENE_FAMILIES, Spoken
+from moshivis.mini.dialogues import HARD, SCENE_FAMILIES, Spoken
 from moshivis.mini.dialogues import Sample as MiniSample
 from moshivis.mini.grammar import FAMILIES
 from moshivis.mini.language_training import Sources
@@ -35,6 +35,7 @@ from moshivis.training.run import ADAPTERS, train
 STEPS, P_CONCAT = 2000, 0.2
 HELD_OUT_PICTURES = 500
 ASKED = (*SCENE_FAMILIES, *SCENE_FAMILIES, *FAMILIES)  # families, as often as they stand here
+ASKED_BY_KIND: dict[Kind, tuple[str, ...]] = {"speechless": ASKED, "speech": (*ASKED, *HARD, *HARD)}
 
 
 Source = Spoken | Written
@@ -67,7 +68,7 @@ class AboutPictures:
     def __getitem__(self, position: int) -> Sample:
         rng = random.Random(f"{self.name} {position}")
         index = rng.choice(self.rows)
-        made = self.source.with_picture(self.pictures.scenes[index], rng, ASKED)
+        made = self.source.with_picture(self.pictures.scenes[index], rng, ASKED_BY_KIND[self.kind])
         sample = as_training(self.kind, made, str(index))
         if rng.random() < self.short:
             points = cut_points(sample)

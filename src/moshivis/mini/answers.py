@@ -1,9 +1,10 @@
 """Answers of the miniature world: what a query's answer is for a given scene, and the facts that make it right.
 
 Answers are short sentences of one form each. They begin with the question's own words for what they are about, then
-comes what was looked up, at last the verdict ("The star is blue, so no."; "A blue star is not there, so no."): a small
-model that speaks while it thinks looks up what it has just named, and finds the verdict from its own words. An answer
-never needs what was left unsaid of a scene, and a question that could mean two objects has no answer.
+comes what was looked up, at last the verdict ("A blue star is not there, so no."; "Green? The star is blue, so no."): a
+small model that speaks while it thinks looks up what it has just named, and finds the verdict from its own words; so it
+repeats what the question claims. An answer never needs what was left unsaid of a scene, and a question that could mean
+two objects has no answer.
 """
 
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from moshivis.mini.language import (
 )
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn, claim_phrase, kind_of, render
 from moshivis.mini.scenes import SHAPES, Scene, SceneObject
+from moshivis.mini.writing import Writing
 
 ATTRIBUTES = ("shape", "colour", "size", "place")
 
@@ -115,6 +117,23 @@ def describe_part(phrase: str, position: str) -> str:
     return {"first": f"I see {phrase}", "middle": phrase, "last": f"and {phrase}."}[position]
 
 
+def spoken_parts(turn: Turn) -> list[str]:
+    """The turn's answer as it is put together from spoken clips, whose words make up those of the answer."""
+    if turn.family == "describe":
+        things = tuple(SceneObject(**fields) for fields in turn.facts["present"])
+        writing = turn.facts["writing"]
+        return description_parts(Scene(things, writing=writing and Writing(**writing)))
+    if turn.family == "yes_no" and turn.query.claim:
+        repeated = repeated_claim(turn.query.claim)
+        return [repeated, turn.answer.removeprefix(f"{repeated} ")]
+    return [turn.answer]
+
+
+def repeated_claim(claim: str) -> str:
+    """'Green?', 'On the left?', 'A heart?': what a question claims, said again before the answer."""
+    return f"{capitalise(claim_phrase(claim))}?"
+
+
 def _answer_read(query: Query, scene: Scene) -> Turn | None:
     if scene.writing is None:
         return _turn(query, "It says nothing.", {"missing": True, "text": ""})
@@ -155,10 +174,11 @@ def _answer_claim(query: Query, scene: Scene) -> Turn | None:
     found = _find(query, scene)
     if found is None or len(found) > 1:
         return None
+    claim = query.claim or ""
+    repeated = repeated_claim(claim)
     if not found:
-        return _missing(query, verdict="no")
-    thing, claim = found[0], query.claim or ""
-    kind = kind_of(claim)
+        return _missing(query, verdict="no", opening=f"{repeated} ")
+    thing, kind = found[0], kind_of(claim)
     value = getattr(thing, kind)
     if value is None:
         return None
@@ -166,7 +186,7 @@ def _answer_claim(query: Query, scene: Scene) -> Turn | None:
     facts: dict[str, Any] = {"verdict": verdict, **_allowed(thing)}
     if verdict == "no":
         facts["denied"] = {kind: [claim]}
-    return _turn(query, f"{_fact(query, thing, kind)}, so {verdict}.", facts)
+    return _turn(query, f"{repeated} {_fact(query, thing, kind)}, so {verdict}.", facts)
 
 
 def _answer_misleading(query: Query, thing: SceneObject) -> Turn | None:
@@ -179,7 +199,7 @@ def _answer_misleading(query: Query, thing: SceneObject) -> Turn | None:
     return _turn(query, text, _about(thing, **{kind: value}) | {"denied": {kind: [claim]}})
 
 
-def _missing(query: Query, verdict: str | None = None) -> Turn:
+def _missing(query: Query, verdict: str | None = None, opening: str = "") -> Turn:
     """What is asked about is not there: 'The star is not there.', 'On the left is nothing, so no.'"""
     if query.place and not query.shape:
         text = f"{PLACE_PHRASES[query.place]} is nothing"
@@ -190,7 +210,7 @@ def _missing(query: Query, verdict: str | None = None) -> Turn:
     facts: dict[str, Any] = {"missing": True, "denied": named_attributes(query)}
     if verdict:
         text, facts["verdict"] = f"{text}, so no", verdict
-    return _turn(query, capitalise(f"{text}."), facts)
+    return _turn(query, f"{opening}{capitalise(text)}.", facts)
 
 
 def _find(query: Query, scene: Scene) -> list[SceneObject] | None:

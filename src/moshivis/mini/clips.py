@@ -77,8 +77,8 @@ class PlannedShard:
 class Clip:
     """A spoken clip: where its samples lie, what is said when (seconds), by whom, and what it means.
 
-    `kind` is there, and, there_text, and_text, question or whole (user); answer, greeting, describe_first,
-    describe_middle, describe_last or listener (assistant).
+    `kind` is there, and, there_text, and_text, question or whole (user); answer, repeated_claim, greeting,
+    describe_first, describe_middle, describe_last or listener (assistant).
     """
 
     shard: int
@@ -287,6 +287,7 @@ def _whole_clip(rng: random.Random) -> PlannedClip:
 
 def _answer_clips() -> list[PlannedClip]:
     clips = [PlannedClip(text=text, kind="greeting") for text in grammar.GREETINGS]
+    clips += [PlannedClip(text=text, kind="repeated_claim") for text in grammar.repeated_claims()]
     return clips + [PlannedClip(text=text, kind="answer") for text in grammar.all_answers()]
 
 

@@ -22,11 +22,11 @@ from moshivis.mini.pace import FRAME_SECONDS, usual_frames, word_starts
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn
 from moshivis.mini.recipe import CODEC
 from moshivis.mini.scenes import Scene, sample_picture
-from moshivis.mini.writing import Writing
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
 IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
+HARD = ("yes_no", "yes_no", "yes_no", "count")  # families that are asked so many times more often: they teach least
 SPOKEN_SCENELESS = (*SCENELESS_FAMILIES, "knowledge")  # as often as they stand here: facts have the most rare words
 HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
 # Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
@@ -50,6 +50,7 @@ SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn 
 # only a question could tell, are no targets: nothing is learnt of when to speak, or about what.
 RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.35, 0.3
 RECITED, OPENING_WORDS = 10, 2
+BREATH = 2  # frames between a repeated claim and the answer
 ATTEMPTS = 20  # at a question that a voice has a clip of
 SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
 
@@ -135,7 +136,7 @@ class Spoken:
                 telling, about = self._told(voice, rng)
             found = None
             if about is not None:
-                found = self._question(voice, choose_family(about, rng, SCENE_FAMILIES), about, rng)
+                found = self._question(voice, choose_family(about, rng, (*SCENE_FAMILIES, *HARD)), about, rng)
             if found is None:
                 return None
             scene = about
@@ -219,13 +220,7 @@ class Spoken:
     def _reply(self, turn: Turn | None) -> _Reply | None:
         if turn is None:
             return None
-        if turn.family == "describe":
-            things = [grammar.SceneObject(**fields) for fields in turn.facts["present"]]
-            writing = turn.facts["writing"] and Writing(**turn.facts["writing"])
-            texts = grammar.description_parts(Scene(tuple(things), writing=writing))
-        else:
-            texts = [turn.answer]
-        clips = [self.answers.get(text) for text in texts]
+        clips = [self.answers.get(text) for text in grammar.spoken_parts(turn)]
         return None if None in clips else _Reply(turn.answer, [clip for clip in clips if clip is not None])
 
     def other(self, index: int, rng: random.Random) -> int:
@@ -248,7 +243,7 @@ def _content(query: Query) -> Query:
 
 
 def _opening(clip: Clip) -> str:
-    return " ".join([clip.kind, *clip.text.split()[:2]])
+    return clip.kind if clip.kind == "repeated_claim" else " ".join([clip.kind, *clip.text.split()[:2]])
 
 
 class _Timeline:
@@ -284,6 +279,8 @@ class _Timeline:
             for start in word_starts(self.spoken.codes.clips.clips[index].words, self.spoken.pace):
                 self._write(next(words), at + start)
             at += frames - TAIL_FRAMES
+            if self.spoken.codes.clips.clips[index].kind == "repeated_claim":
+                at += BREATH
         self.end = max(at, self.cursor) + TEXT_LEAD
         if teaches_to_speak:
             self.graded[max(0, self.begin - 1) : max(at, self.cursor)] = False

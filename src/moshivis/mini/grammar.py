@@ -13,7 +13,14 @@ from itertools import product
 from typing import Any
 
 from moshivis.mini import knowledge
-from moshivis.mini.answers import ATTRIBUTES, answer, describe_part, description_parts
+from moshivis.mini.answers import (
+    ATTRIBUTES,
+    answer,
+    describe_part,
+    description_parts,
+    repeated_claim,
+    spoken_parts,
+)
 from moshivis.mini.judge import judge
 from moshivis.mini.language import (
     PLACE_PHRASES,
@@ -63,9 +70,11 @@ __all__ = [
     "judge",
     "normalise",
     "paraphrase",
+    "repeated_claims",
     "sample_query",
     "scene_facts",
     "scene_phrases",
+    "spoken_parts",
     "there_phrase",
     "vocabulary",
     "world_text",
@@ -94,7 +103,7 @@ _REFERENCES: dict[str, tuple[tuple[tuple[str, ...], int], ...]] = {
 _EXISTENCE = (("shape", "colour"), ("shape", "colour"), ("shape",), ("colour",))
 _COUNTED = (("shape",), ("shape",), ("shape",), ("colour",), ("colour",), ("size",), ())
 _VALUES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
-_RECITED = ("colour", "shape", "size", "place", "count", "yes_no")
+_RECITED = ("colour", "shape", "size", "place", "count", "yes_no", "yes_no", "yes_no")  # half of the last are claims
 _ATTEMPTS = 40
 
 
@@ -240,12 +249,17 @@ def all_queries() -> Iterator[Query]:
 
 
 def all_answers() -> list[str]:
-    """Every distinct answer except descriptions, sorted: what the assistant's voice has to speak."""
+    """Every distinct answer except descriptions, sorted, without the repeated claims that open some of them."""
     nowhere = Scene(())
     answers = {turn.answer for query in all_queries() if (turn := answer(query, nowhere))}
     answers.update(_scene_answers())
     answers.update(_read_answers())
     return sorted(answers)
+
+
+def repeated_claims() -> list[str]:
+    """What opens the answers to questions that claim something, one for every value."""
+    return [repeated_claim(value) for kind in ATTRIBUTES for value in _VALUES[kind]]
 
 
 def _scene_answers() -> Iterator[str]:
@@ -276,7 +290,7 @@ def _things(*kinds: str) -> Iterator[SceneObject]:
 def _told(query: Query, *things: SceneObject) -> Iterator[str]:
     """The answer to a query if there are these things, and if there is nothing."""
     turns = (answer(query, Scene(things)), answer(query, Scene(())))
-    yield from (turn.answer for turn in turns if turn is not None)
+    yield from (spoken_parts(turn)[-1] for turn in turns if turn is not None)
 
 
 def _read_answers() -> Iterator[str]:

@@ -2,15 +2,16 @@
 
 Phrasing is free, facts are not: whatever colour, shape, size, place, number or verdict the text states must be true
 of the scene, and what the question asked for must be stated. Words after a negation ("no", "not", "nothing") up to
-the end of their clause count as denied.
+the end of their clause count as denied. An answer may open by repeating what was asked: "Green? No, it is blue."
 """
 
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from moshivis.mini.answers import named_attributes
 from moshivis.mini.language import NUMBERS, normalise, plural, writing_phrase
-from moshivis.mini.questions import Turn
+from moshivis.mini.questions import Query, Turn, kind_of
 from moshivis.mini.scenes import COLOURS, SHAPES, SIZES
 from moshivis.mini.writing import Writing
 
@@ -62,6 +63,9 @@ def judge(turn: Turn, text: str) -> bool:
         return _judge_description(facts["present"], facts["writing"], text)
     if turn.family == "read":
         return _judge_reading(facts["text"], words.split())
+    repeated, _, text = text.rpartition("?")
+    if not _was_asked(turn.query, read_claims(repeated)):
+        return False
     claims = read_claims(text)
     if turn.family == "count":
         return _judge_count(facts, claims)
@@ -71,6 +75,13 @@ def judge(turn: Turn, text: str) -> bool:
     elif claims.verdict == "yes":
         return False
     return _judge_claims(facts, claims)
+
+
+def _was_asked(query: Query, repeated: Claims) -> bool:
+    asked = named_attributes(query)
+    if query.claim:
+        asked.setdefault(kind_of(query.claim), []).append(query.claim)
+    return all(values <= set(asked.get(kind, ())) for kind, values in repeated.stated.items())
 
 
 def read_claims(text: str) -> Claims:
