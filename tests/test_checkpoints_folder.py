@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from moshivis.checkpoints import mimi, released_config
 from moshivis.checkpoints.folder import INDEX, load_folder, save_folder
-from moshivis.checkpoints.load import find_folder, load_model, load_released
+from moshivis.checkpoints.load import find_folder, load_config, load_model, load_released
 from moshivis.checkpoints.released import to_released
 from moshivis.config import (
     AdapterConfig,
@@ -284,6 +285,20 @@ def test_the_hub_is_asked_only_if_allowed_and_never_for_a_pickle(folder: Path, m
     assert {repository for repository, _ in asked} == {"owner/name", "owner/gone"}
     patterns = {pattern for _, patterns in asked for pattern in patterns}
     assert not any(pattern.endswith((".bin", ".pt", ".pth", ".pkl", "*")) for pattern in patterns)
+
+
+def test_a_config_is_fetched_without_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(repository: str, allow_patterns: list[str]) -> str:
+        assert not any(fnmatch("model.safetensors", pattern) for pattern in allow_patterns)
+        return {"owner/ours": str(folder)}.get(repository, str(tmp_path))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr("huggingface_hub.file_exists", lambda repository, name: repository == "owner/released")
+    assert load_config("hf://owner/ours") == CONFIG
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(FLAT))
+    assert load_config("owner/released", allow_download=True).speech_lm.backbone.dim == FLAT["dim"]
+    with pytest.raises(CheckpointError, match="holds no model"):
+        load_config("hf://owner/other")
 
 
 def test_a_folder_on_disk_goes_before_a_repository_of_that_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,7 @@ def test_an_answer_that_cannot_be_written_is_still_shown(capsys: pytest.CaptureF
         ["--temperature", "-1"],
         ["--top-k", "-5"],
         ["--seed", "x"],
+        ["--temperature", "warm"],
     ],
     ids=" ".join,
 )
@@ -175,7 +176,32 @@ def test_numbers_out_of_range(wrong: list[str], capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as stop:
         main(["talk", "picture.png", "--text", "a", *wrong])
     assert stop.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
+    assert f"argument {wrong[0]}: must be " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+def test_a_path_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = ["talk", "picture.png", "--model", "tiny", "--audio", "question.wav", "--seconds", "0.1"]
+    assert main([*talk, "--out", "an [bold]answer[/x].wav"]) == 0
+    assert "wrote an [bold]answer[/x].wav (left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, package",
+    [
+        (["train", "mini"], "pyarrow"),
+        (["bench", "train"], "pyarrow"),
+        (["bench", "serve"], "websockets"),
+        (["data", "inspect", "set"], "pyarrow"),
+        (["chat", "localhost"], "websockets"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    words: list[str], package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moshivis.extras.find_spec", lambda name: None if name == package else object())
+    assert main(words) == 2
+    assert f" needs {package}; install with: pip install 'moshivis[" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("here")

@@ -237,6 +237,14 @@ def test_samples_that_are_not_there(
     assert "was packed with another tokenizer; name its model with --model" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_there(
+    corpus: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(corpus), str(tmp_path / "set"), "--model", str(tiny_folder), "--device", "gpu"]
+    assert main(["data", "tokenize", *words]) == 2
+    assert "the device 'gpu' cannot be used here" in capsys.readouterr().err
+
+
 def test_a_packed_folder_can_be_moved(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """Nothing in it depends on where it or its source lies."""
     pack(corpus, tmp_path / "set", tiny_folder)

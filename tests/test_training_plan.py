@@ -54,6 +54,11 @@ def test_the_command_ends_with_a_line_of_json(
     assert not (tmp_path / "run").exists()
     assert main(["train", str(path), "batch.rows=6", "--dry-run", "--ranks", "2"]) == 2
     assert "choose rows" in capsys.readouterr().err
+    assert main(["train", str(path), "steps=9", "--dry-run", "batch.rows=4", "--ranks", "2", "steps=8"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == [1, 1]
+    with pytest.raises(SystemExit):
+        main(["train", str(path), "--dry-runs", "steps=9"])
+    assert "unrecognized arguments: --dry-runs" in capsys.readouterr().err
     assert main(["train", str(path), "out=/dev/null/run"]) == 2
     assert capsys.readouterr().err == "moshivis: /dev/null/run/checkpoints: Not a directory\n"
     assert main(["train", str(path), "steps=1"]) == 0

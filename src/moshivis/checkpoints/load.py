@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 
 HUB = "hf://"
-_FETCHED = ("*.safetensors", "*.json", "*.yaml", "*.model", "README.md")  # no pickle among them
+_DESCRIBING = ("*.json", "*.yaml", "README.md")
+_FETCHED = (*_DESCRIBING, "*.safetensors", "*.model")  # no pickle among them
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 RELEASED_WEIGHTS = "model.safetensors"
 _LARGE = 1_000_000_000  # parameters; larger models keep their stored dtype on a CPU too
@@ -72,11 +73,14 @@ def load_model(
 
 
 def load_config(source: str | Path, *, allow_download: bool = False) -> ModelConfig:
-    """What `load_model` would load, without its weights. Raises CheckpointError as it does."""
-    folder = find_folder(source, allow_download=allow_download)
+    """What `load_model` would load. Of a repository only what describes it is fetched, not its weights.
+
+    Raises CheckpointError as `load_model` does.
+    """
+    folder = find_folder(source, allow_download=allow_download, fetched=_DESCRIBING)
     if is_our_folder(folder):
         return read_config(folder)
-    if (folder / RELEASED_WEIGHTS).is_file():
+    if (folder / RELEASED_WEIGHTS).is_file() or (not Path(source).is_dir() and _weights_wait(str(source))):
         return _released_config(folder, CodecConfig())
     raise _no_model(folder)
 
@@ -87,11 +91,14 @@ def _no_model(folder: Path) -> CheckpointError:
     )
 
 
-def find_folder(source: str | Path, *, allow_download: bool = False) -> Path:
-    """The folder of a model, downloaded if need be and allowed; raises CheckpointError as `load_model` does."""
+def find_folder(source: str | Path, *, allow_download: bool = False, fetched: Sequence[str] = _FETCHED) -> Path:
+    """The folder of a model, downloaded if need be and allowed; `fetched` are patterns of its files.
+
+    Raises CheckpointError as `load_model` does.
+    """
     name = str(source)
     if name.startswith(HUB):
-        return _download(name.removeprefix(HUB))
+        return _download(name.removeprefix(HUB), fetched)
     folder = Path(source)
     if folder.is_dir():
         return folder
@@ -99,20 +106,31 @@ def find_folder(source: str | Path, *, allow_download: bool = False) -> Path:
         raise CheckpointError(f"{folder} is a file; a model is a folder")
     if _REPOSITORY.fullmatch(name):
         if allow_download:
-            return _download(name)
+            return _download(name, fetched)
         raise CheckpointError(f"there is no folder {name}; to fetch it from the Hugging Face Hub write {HUB}{name}")
     raise CheckpointError(f"there is no model {name!r}: no such folder")
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, fetched: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download  # here, because it takes its time and is seldom needed
 
     if not _REPOSITORY.fullmatch(repository):
         raise CheckpointError(f"a repository is named owner/name, not {repository!r}")
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(_FETCHED)))
+        return Path(snapshot_download(repository, allow_patterns=list(fetched)))
     except Exception as error:  # network, rights, no such repository: the Hub's client has many ways to say no
         raise CheckpointError(f"{repository} cannot be fetched from the Hugging Face Hub: {error}") from error
+
+
+def _weights_wait(name: str) -> bool:
+    """Whether a repository holds released weights, which were not fetched."""
+    from huggingface_hub import file_exists
+
+    repository = name.removeprefix(HUB)
+    try:
+        return file_exists(repository, RELEASED_WEIGHTS)
+    except Exception as error:
+        raise CheckpointError(f"the Hugging Face Hub does not say what {repository} holds: {error}") from error
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import math
 import os
@@ -22,7 +21,8 @@ from rich.text import Text
 from moshivis.audio import SAMPLE_RATE, write_wav
 from moshivis.client.address import Address, read_address
 from moshivis.client.printable import printable
-from moshivis.errors import InputError, MoshivisError
+from moshivis.errors import InputError
+from moshivis.extras import need
 from moshivis.files import read_limited
 from moshivis.inference.colour import PALETTE
 
@@ -39,8 +39,7 @@ PARAGRAPH_FRAMES = 25  # of silence after which the assistant's text begins a ne
 
 def run_chat(arguments: argparse.Namespace) -> int:
     """Talk as the command line says. Raises MoshivisError for anything that the user can mend."""
-    if importlib.util.find_spec("websockets") is None:
-        raise MoshivisError("chat needs the package websockets; install with: pip install 'moshivis[serve]'")
+    need(("websockets",), extra="serve", what="chat")
     from moshivis.client.chat import converse
     from moshivis.client.source import read_questions
 
@@ -50,7 +49,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
     if arguments.image is not None:
         picture = read_limited(arguments.image, max_bytes=PICTURE_BYTES, noun="picture")
     questions = read_questions(arguments.audio)
-    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True, markup=False)
     with _Screen(console, address).shown() as screen:
         conversation = asyncio.run(
             converse(

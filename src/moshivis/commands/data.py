@@ -21,6 +21,7 @@ from moshivis.data.inspect import inspect_line, inspect_shards
 from moshivis.data.part import Rules
 from moshivis.data.sample import Speaker
 from moshivis.data.tokenize import REPORT, OnProgress, Tokenized, tokenize
+from moshivis.devices import usable_device
 from moshivis.errors import InputError
 from moshivis.files import atomic_write
 from moshivis.inference.conversation import EMBEDDED
@@ -33,7 +34,7 @@ def run_tokenize(arguments: argparse.Namespace) -> int:
     load = functools.partial(load_encoder, _folder_of(arguments.model, arguments.download), arguments.device)
     out = Path(arguments.out)
     rules = Rules(kind=arguments.kind, form=arguments.form, skip_broken=arguments.on_error == "skip")
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     with _progress(console) as on_progress:
         packed = tokenize(
             Path(arguments.source),
@@ -57,10 +58,10 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         inspected = inspect_shards(source, arguments.index, encoder, arguments.kind)
     else:
         inspected = inspect_line(source, arguments.index, encoder, arguments.form)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     for speaker, text in inspected.transcript(encoder):
         label = {Speaker.ASSISTANT: "Assistant", Speaker.USER: "User"}.get(speaker, "")
-        console.print(f"{label:<11}", text, sep="", markup=False)
+        console.print(f"{label:<11}", text, sep="")
     written = [out / f"sample-{arguments.index}.png"]
     try:
         with atomic_write(written[0]) as temporary:
@@ -77,7 +78,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 
 def load_encoder(folder: Path, device: str) -> Encoder:
     """The encoder of a model's folder; called in every process that packs."""
-    checkpoint = load_codec(folder, device)
+    checkpoint = load_codec(folder, usable_device(device))
     lm = checkpoint.config.speech_lm
     return Encoder(
         codec=checkpoint.codec,
@@ -121,4 +122,4 @@ def _print_report(console: Console, packed: Tokenized, out: Path) -> None:
     if tally.broken:
         console.print(f"{len(tally.broken)} conversations were left out, all listed in {out / REPORT}:", style="bold")
         for broken in tally.broken[:NAMED]:
-            console.print(f"  {broken.why}", markup=False)
+            console.print(f"  {broken.why}")

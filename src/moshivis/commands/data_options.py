@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 
-from moshivis.errors import MoshivisError
+from moshivis.extras import need
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -75,19 +74,14 @@ def _add_form(parser: argparse.ArgumentParser) -> None:
 
 
 def _tokenize(arguments: argparse.Namespace) -> int:
-    _need_pyarrow()
+    need(("pyarrow",), extra="data", what="packing samples")
     from moshivis.commands.data import run_tokenize
 
     return run_tokenize(arguments)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    _need_pyarrow()
+    need(("pyarrow",), extra="data", what="looking at samples")
     from moshivis.commands.data import run_inspect
 
     return run_inspect(arguments)
-
-
-def _need_pyarrow() -> None:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise MoshivisError("packed samples need the package pyarrow; install with: pip install 'moshivis[data]'")

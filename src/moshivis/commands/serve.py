@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import importlib.util
 import os
 import threading
 import webbrowser
 
 from rich.console import Console
 
-from moshivis.errors import MoshivisError
+from moshivis.extras import need
 
 NEEDED = ("starlette", "uvicorn", "websockets", "sphn", "prometheus_client", "cryptography")
 SMALL = 200_000_000  # parameters; up to here one thread of the processor a tick is faster than several
@@ -19,7 +18,7 @@ SMALL = 200_000_000  # parameters; up to here one thread of the processor a tick
 
 def run_serve(arguments: argparse.Namespace) -> int:
     """Serve until told to stop. Raises MoshivisError for anything that the user can mend, mostly before loading."""
-    _check_packages()
+    need(NEEDED, extra="serve", what="the server")
     from moshivis.checkpoints.load import dtype_named
     from moshivis.inference.conversation import load
     from moshivis.inference.engine import Engine
@@ -91,12 +90,6 @@ def run_serve(arguments: argparse.Namespace) -> int:
             bound.close()
     atexit.register(leave, 0)
     return 0
-
-
-def _check_packages() -> None:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MoshivisError(f"the server needs {', '.join(missing)}; install with: pip install 'moshivis[serve]'")
 
 
 def _warnings(local: bool, tls: bool, token: bool) -> list[str]:

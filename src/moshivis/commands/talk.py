@@ -35,7 +35,7 @@ def run_talk(arguments: argparse.Namespace) -> int:
     """Talk as the command line says. Raises MoshivisError for anything that the user can mend."""
     out, gates = _outputs(arguments)
     picture, questions = _inputs(arguments)
-    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True)
+    console = Console(stderr=arguments.json, highlight=False, soft_wrap=True, markup=False)
     assistant = load(arguments.model, device=arguments.device, download=arguments.download, adapters=arguments.adapters)
     _prepare(assistant)
     with _progress(assistant) as on_frame:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from moshivis.conform.cases import check_case, find_cases
 from moshivis.conform.compare import Check
+from moshivis.devices import usable_device
 from moshivis.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,10 +28,7 @@ def run_conform(paths: Sequence[str | Path], device: str = "cpu", dtype: str = "
     torch_dtype = DTYPES.get(dtype)
     if torch_dtype is None:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {device!r} cannot be used: {error}") from error
+    usable_device(device)
     roots = [Path(path) for path in paths]
     found = {root: list(find_cases(root)) for root in roots}
     cases = list(dict.fromkeys(case for cases in found.values() for case in cases))

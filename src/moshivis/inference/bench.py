@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from moshivis.adapters.gated_cross_attention import GatedCrossAttention, ImageKV
 from moshivis.checkpoints.load import dtype_named
+from moshivis.devices import usable_device
 from moshivis.errors import InputError
 from moshivis.inference.bench_codec import bytes_read
 from moshivis.inference.conversation import EMBEDDED, load
@@ -252,7 +253,7 @@ def _model(arguments: argparse.Namespace) -> MoshiVis:
     if arguments.preset and arguments.model:
         raise InputError("name the model with --preset or with --model, not with both")
     name = arguments.preset or arguments.model or "mini"
-    device, dtype = _device(arguments.device), dtype_named(arguments.dtype)
+    device, dtype = _check_device(usable_device(arguments.device)), dtype_named(arguments.dtype)
     if not arguments.random:
         if name in PRESETS:
             raise InputError(f"the weights of {name} do not come with the package; add --random, or give their --model")
@@ -262,14 +263,6 @@ def _model(arguments: argparse.Namespace) -> MoshiVis:
     if name in EMBEDDED:
         return random_model(load(name, device=device).config, device, dtype or torch.float32)
     raise InputError(f"--random needs a preset: one of {', '.join([*EMBEDDED, *PRESETS])}, not {name!r}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {name!r} cannot be used here: {str(error).splitlines()[0]}; try cpu") from error
-    return _check_device(device)
 
 
 def _check_device(device: torch.device) -> torch.device:

@@ -221,7 +221,9 @@ def run_bench_codec(arguments: argparse.Namespace) -> int:
             raise InputError(f"{name} must be 1 or more, not {number}")
     config = _config(arguments.preset)
     threads = arguments.threads or torch.get_num_threads()
-    peers = _peers(config, arguments.batch, arguments.peer_python or sys.executable) if arguments.peers else {}
+    peers = {}
+    if arguments.peers or arguments.peer_python:
+        peers = _peers(config, arguments.batch, arguments.peer_python or sys.executable)
     options = {name: getattr(arguments, name) for name in ("batch", "frames", "warm_up")}
     costs = measure(config, peers, threads=threads, **options)
     ours, *others = costs

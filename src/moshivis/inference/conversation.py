@@ -23,6 +23,7 @@ from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.checkpoints.adapters import load_adapters
 from moshivis.checkpoints.folder import SAMPLING, is_our_folder
 from moshivis.checkpoints.load import HUB, find_folder, load_model
+from moshivis.devices import usable_device
 from moshivis.errors import CheckpointError, InputError
 from moshivis.inference.duplex import Duplex, DuplexState
 from moshivis.inference.rows import RowSettings
@@ -52,11 +53,7 @@ def load(
     a file that a training run left; what is in it takes the place of the model's own adapters.
     Raises InputError for an unknown name or a device that is not there, CheckpointError for a damaged model.
     """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the device {str(device)!r} cannot be used here: {reason}; try cpu") from error
+    usable_device(device)
     folder = _find(os.fspath(name_or_path), download)
     checkpoint = load_model(folder, device, dtype)
     if checkpoint.tokenizer is None:

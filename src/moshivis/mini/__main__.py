@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
+from moshivis import option_values
+from moshivis.devices import usable_device
 from moshivis.errors import MoshivisError
+from moshivis.extras import need
 
 STAGES = (
     "clips",
@@ -33,18 +36,21 @@ def main() -> int:
     build = verbs.add_parser("build", help="train the miniature from nothing, in stages that resume")
     build.add_argument("--out", type=Path, required=True, help="working folder (about 8 GB)")
     build.add_argument("--device", default="cpu", help="cpu or cuda")
-    build.add_argument("--workers", type=int, default=2, help="processes that train, speak and encode")
+    build.add_argument("--workers", type=option_values.some, default=2, help="processes that train, speak and encode")
     build.add_argument("--stage", choices=STAGES, help="only this stage, and what it needs")
     measure = verbs.add_parser("measure", help="ask a model fresh questions about fresh scenes")
     measure.add_argument("--model", type=Path, default=WEIGHTS, help="model folder; the embedded one by default")
-    measure.add_argument("--count", type=int, default=300, help="scenes")
-    measure.add_argument("--seed", type=int, default=1)
+    measure.add_argument("--count", type=option_values.some, default=300, help="scenes")
+    measure.add_argument("--seed", type=option_values.seed, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
         return _build(arguments) if arguments.verb == "build" else _measure(arguments)
     except MoshivisError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -55,7 +61,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from moshivis.mini.parallel import keep_memory
 
     keep_memory()
-    chain = Build(arguments.out, torch.device(arguments.device), arguments.workers)
+    chain = Build(arguments.out, usable_device(arguments.device), arguments.workers)
     for name in [arguments.stage] if arguments.stage else STAGES:
         getattr(chain, name)()
     return 0
@@ -63,11 +69,17 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> int:
     from moshivis.checkpoints.load import load_model
-    from moshivis.mini.listener import load_listener
+    from moshivis.mini.listener import FILE, load_listener
     from moshivis.mini.measure import measure, report
 
+    need(("jiwer",), extra="eval", what="measuring words")
     checkpoint = load_model(arguments.model)
-    report(measure(checkpoint, load_listener(arguments.model), count=arguments.count, seed=arguments.seed))
+    listener = None
+    if (arguments.model / FILE).exists():
+        listener = load_listener(arguments.model)
+    else:
+        print(f"{arguments.model} brings no {FILE}: its speech is not transcribed", file=sys.stderr)
+    report(measure(checkpoint, listener, count=arguments.count, seed=arguments.seed))
     return 0
 
 

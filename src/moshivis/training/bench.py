@@ -262,10 +262,11 @@ def _step(trainer: Trainer, loader: Loader, device: torch.device) -> StepCost:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the accelerator, else of the process."""
+    """Bytes: of the accelerator, else of the training process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 # report ---------------------------------------------------------------------------------------------------------------

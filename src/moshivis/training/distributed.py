@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from moshivis.errors import InputError
+from moshivis.devices import usable_device
 from moshivis.training.learner import Learner
 
 BUCKET = 32 * 2**20  # numbers that are reduced at once: 128 MiB
@@ -82,12 +82,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 def _device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the device {name!r} cannot be used here: {reason}; try device=cpu") from error
+    device = usable_device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -1,0 +1,39 @@
+"""`python -m moshivis.mini`: what it says of options that it cannot use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from moshivis.mini.__main__ import main
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["measure", "--count", "0"], "argument --count: must be 1 or more, not 0"),
+        (["build", "--out", "built", "--workers", "none"], "argument --workers: must be a whole number, not none"),
+        (["build", "--out", "built", "--device", "gpu"], "error: the device 'gpu' cannot be used here"),
+        (["build", "--out", "/dev/null/built", "--stage", "tokenizer"], "error: /dev/null/built"),
+        (["measure", "--model", "nowhere"], "error: there is no model 'nowhere'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_used_is_named(
+    words: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["moshivis.mini", *words])
+    try:
+        status: object = main()
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
