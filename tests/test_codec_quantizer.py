@@ -231,6 +231,12 @@ def test_an_entry_that_was_never_used_stays_finite() -> None:
     torch.testing.assert_close(book.embedding, expected)
 
 
+@pytest.mark.parametrize("code", [-2, -1, 16])
+def test_a_code_that_is_none_is_refused(code: int) -> None:
+    with pytest.raises(IndexError):
+        random_quantizer().decode(torch.full((1, 4, 2), code))
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_codes_of_either_integer_type_decode(dtype: torch.dtype) -> None:
     quantizer = random_quantizer()

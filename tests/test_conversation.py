@@ -210,6 +210,9 @@ def test_written_and_spoken_do_not_mix(assistant: Assistant) -> None:
 def test_a_question_must_hold_something(assistant: Assistant) -> None:
     with pytest.raises(InputError, match="the question is empty"):
         assistant.conversation().say_text("  ")
+    for unreadable in ("\x00", "日本語"):
+        with pytest.raises(InputError, match="no text that the model could read"):
+            moshivis.load().conversation().say_text(unreadable)
     with pytest.raises(InputError, match="no question"):
         talk(assistant, None, [])
     with pytest.raises(InputError, match="either sound or text"):

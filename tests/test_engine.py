@@ -21,7 +21,7 @@ from moshivis.errors import InputError
 from moshivis.inference.call import Call
 from moshivis.inference.conversation import Assistant
 from moshivis.inference.engine import Busy, CallSettings, Ended, Engine, Said
-from moshivis.inference.rows import MAX_TOP_K, RowSampling, RowSettings, _uniform
+from moshivis.inference.rows import MAX_TOP_K, ImageRows, RowSampling, RowSettings, _uniform
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextStream, TextTokenizer
 
@@ -334,6 +334,23 @@ def test_the_padding_bias_multiplies_its_probability_at_any_temperature() -> Non
     weights[3] *= math.exp(bias)
     counts = sampling(logits.expand(rows, -1), 0).bincount(minlength=5)
     assert torch.allclose(counts / rows, weights / weights.sum(), atol=0.02)
+
+
+def test_a_picture_that_was_no_number_leaves_its_row_clean(tiny_model: MoshiVis) -> None:
+    adapters = tiny_model.adapters
+    assert adapters is not None
+    tokens = torch.randn(1, 6, adapters.key_value[0].in_features)
+    whole, broken = adapters.encode(tokens, streaming=True), adapters.encode(tokens * math.nan, streaming=True)
+    small = adapters.encode(tokens[:, :2], streaming=True)
+    for then in (None, small):
+        rows = ImageRows(2, whole, most_tokens=6)
+        rows.put(0, broken)
+        rows.put(0, then)
+        context = adapters.step_context(adapters.new_state(2), rows.kv)
+        x = torch.randn(2, 1, adapters.query[0].in_features)
+        updates = [context(layer, x) for layer in range(adapters.num_layers)]
+        assert all(update is None or update.isfinite().all() for update in updates)
+        assert context.gate().isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -196,3 +196,4 @@ def test_sampling_keeps_to_the_candidates_and_their_odds() -> None:
     assert abs(share - 0.7311) < 0.03
     assert set(sample(logits, 1.0, 9, generator).tolist()) == {0, 1, 2, 3}  # more candidates than there are
     assert (sample(logits, 0.0, 0) == 2).all() and (sample(logits, 1.0, 1) == 2).all()
+    assert all((sample(logits, 1e-38, top_k) == 2).all() for top_k in (0, 2))

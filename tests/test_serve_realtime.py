@@ -136,6 +136,14 @@ def test_the_picture_can_be_replaced_while_they_talk(client: JsonClient) -> None
 # settings -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_seed_is_drawn_for_whoever_names_none(running_server: RunningServer) -> None:
+    seeds = set()
+    for _ in range(3):
+        with json_client(running_server, PATH) as client:
+            seeds.add(client.until("session.created")["session"]["moshivis"]["seed"])
+    assert len(seeds) == 3
+
+
 def test_settings_are_echoed_and_fixed_once_the_call_has_begun(client: JsonClient) -> None:
     own = {"seed": 7, "text_temperature": 0.5, "audio_top_k": 30, "gate_delay": 2, "input_buffer_ms": 800}
     session = client.ask("session.updated", "session.update", session={"moshivis": own})["session"]

@@ -15,6 +15,10 @@ def test_text_comes_back(byte_tokenizer: TextTokenizer, text: str) -> None:
     assert ("".join(map(stream.push, tokens)) + stream.end()).strip() == words
 
 
+def test_half_a_surrogate_pair_is_a_question_mark(byte_tokenizer: TextTokenizer) -> None:
+    assert byte_tokenizer.encode("a \ud83d b") == byte_tokenizer.encode("a ? b")
+
+
 def test_a_character_that_is_not_spelt_to_its_end_is_shown_as_damage(byte_tokenizer: TextTokenizer) -> None:
     tokens = byte_tokenizer.encode("a 🦄")
     assert any(byte_tokenizer.byte(token) is not None for token in tokens)

@@ -203,7 +203,7 @@ class ImageContext:
         none = first.new_zeros((1, 1))
         means = [self.gates[i].mean(-1) if i in self.gates else none for i in range(self.adapters.num_layers)]
         gates = torch.stack(torch.broadcast_tensors(*means)).float()
-        return gates if self.reported is None else gates * self.reported
+        return gates if self.reported is None else torch.where(self.reported, gates, 0)
 
     def gate(self) -> Tensor:
         """[B or 1, T or 1]: the one number that the release reports, here for every row and step."""

@@ -37,6 +37,7 @@ _DESCRIBING = ("*.json", "*.yaml", "README.md")
 _FETCHED = (*_DESCRIBING, "*.safetensors", "*.model")  # no pickle among them
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 RELEASED_WEIGHTS = "model.safetensors"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LARGE = 1_000_000_000  # parameters; larger models keep their stored dtype on a CPU too
 
 
@@ -137,10 +138,9 @@ def dtype_named(name: str | None) -> torch.dtype | None:
     """The dtype that a user names for a model; None for None. Raises InputError for what is none."""
     if name is None:
         return None
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if name not in _DTYPES:
         raise InputError(f"dtype must be float32, bfloat16 or float16, not {name!r}")
-    return dtype
+    return _DTYPES[name]
 
 
 def _dtype_for(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> torch.dtype | None:

@@ -86,7 +86,10 @@ class Mimi(nn.Module):
         return self._normalise(self.downsample(self.encoder_transformer(self.encoder(wave))))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [B, K, F], any K from 1 to the number stored, -> waveform [B, 1, F * frame_size]."""
+        """Codes [B, K, F], any K from 1 to the number stored, -> waveform [B, 1, F * frame_size].
+
+        Raises ValueError for another shape, and on a CPU IndexError for a number that is no code.
+        """
         return self.decode_latent(self.quantizer.decode(self._check_codes(codes)))
 
     def decode_latent(self, latent: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moshivis.config import QuantizerConfig
 from moshivis.layers.conv import Conv1d
@@ -59,9 +60,9 @@ class Codebook(nn.Module):
         return blocked(embedding), -embedding.square().sum(dim=-1) / 2
 
     def look_up(self, codes: Tensor) -> Tensor:
-        """Entries by their numbers: [...] int64 -> [..., D] float32."""
-        usage = self.cluster_usage[codes].float().clamp(min=USAGE_FLOOR)
-        return self.embedding_sum[codes].float() / usage[..., None]
+        """Entries by number: [...] int64 -> [..., D] float32. Raises IndexError (on a CPU) if there is none."""
+        usage = F.embedding(codes, self.cluster_usage[:, None]).float().clamp(min=USAGE_FLOOR)
+        return F.embedding(codes, self.embedding_sum).float() / usage
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

@@ -71,7 +71,8 @@ def run_talk(arguments: argparse.Namespace) -> int:
 
 
 def _inputs(arguments: argparse.Namespace) -> tuple[Image.Image, list[Question]]:
-    picture, audio, text = arguments.picture, list(arguments.audio), list(arguments.text)
+    picture, audio = arguments.picture, list(arguments.audio)
+    text = [words.encode("utf-8", "replace").decode() for words in arguments.text]  # no terminal shows other bytes
     if arguments.example:
         picture = picture or ASSETS / "example.png"
         if not audio and not text:

@@ -22,6 +22,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 def run_conform(paths: Sequence[str | Path], device: str = "cpu", dtype: str = "float32") -> int:
     """Check every case in `paths`, print the verdicts, and return 0 if there are any and all are right, else 1.
 
+    Convolutions are computed in full float32, also on a GPU, where PyTorch else rounds their inputs to TF32.
+
     The last line printed is one JSON object: `ok, cases, tensors, off, empty, device, dtype`.
     Raises InputError for an unknown dtype or a device that is not there.
     """

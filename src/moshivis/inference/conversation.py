@@ -233,7 +233,7 @@ class Conversation:
         if self._spoken_frames:
             raise InputError("this conversation is spoken; start another one to write")
         tokens = self.assistant.tokenizer.encode(question)
-        if not tokens:
+        if not self.assistant.tokenizer.decode(tokens):  # of signs that it cannot spell a space is left
             raise InputError("the question is empty: it has no text that the model could read")
         if self._written is None:
             self.greet_text()
@@ -247,4 +247,7 @@ class Conversation:
         first = written.tokens + 1  # after the token that opens the sentence
         text = TextStream(self.assistant.tokenizer)
         said = written.reply(self._image, self._sampling)
-        return [TextPiece(frame=first + i, token=t, text=text.push(t), gate=gate) for i, (t, gate) in enumerate(said)]
+        pieces = [TextPiece(frame=first + i, token=t, text=text.push(t), gate=gate) for i, (t, gate) in enumerate(said)]
+        if rest := text.end():
+            pieces[-1] = dataclasses.replace(pieces[-1], text=pieces[-1].text + rest)
+        return pieces

@@ -158,6 +158,7 @@ class ImageRows:
         tokens = image.keys[0].shape[2]
         for buffers, parts in ((self.kv.keys, image.keys), (self.kv.values, image.values)):
             for buffer, part in zip(buffers, parts, strict=True):
+                buffer[row] = 0  # whatever stood there counts even where it is masked, if it is not a number
                 buffer[row, :, :tokens] = part[0]
         if self.kv.mask is not None:
             self.kv.mask[row] = torch.arange(self.kv.mask.shape[1], device=self.kv.mask.device) < tokens

@@ -30,6 +30,7 @@ class Sampling:
         return sample(logits, self.audio_temperature, self.audio_top_k, self.generators)
 
 
+LEAST_TEMPERATURE = 1e-6  # below it logits could overflow; as good as 0
 RELEASED_SAMPLING = Sampling()
 GREEDY = Sampling(text_temperature=0.0, audio_temperature=0.0)
 
@@ -43,7 +44,7 @@ def sample(logits: Tensor, temperature: float, top_k: int, generators: Generator
     logits = logits.float()
     if temperature <= 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits / temperature, dim=-1)
+    probabilities = torch.softmax(logits / max(temperature, LEAST_TEMPERATURE), dim=-1)
     if top_k <= 0:
         return _draw(probabilities, generators)
     candidates, ids = probabilities.topk(min(top_k, logits.shape[-1]), dim=-1)

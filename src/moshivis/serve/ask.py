@@ -108,7 +108,6 @@ def read_question(body: bytes, most_characters: int) -> tuple[str, bytes | None]
         raise InputError('there is no question: give it as "text"')
     if len(text) > most_characters:
         raise InputError(f"the question has {len(text)} characters; at most {most_characters} are accepted")
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is JSON, but no text
     return text, _picture(request.get("image"))
 
 

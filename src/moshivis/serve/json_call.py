@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
@@ -39,6 +40,7 @@ from moshivis.serve.json_wire import (
 from moshivis.serve.patience import Overdue, in_time
 from moshivis.serve.pcm import Samples
 from moshivis.serve.session import Session
+from moshivis.serve.wire import MAX_SEED
 
 _log = logging.getLogger("moshivis.serve")
 
@@ -59,7 +61,9 @@ class JsonCall:
         self.hall, self.limits = hall, hall.limits
         self.wire = Wire(socket, hall.limits)
         # A client that stops sending waits for an answer, and time must go on for it.
-        self.settings: CallSettings = replace(hall.engine.usual_settings(), on_gap="silence")
+        self.settings: CallSettings = replace(
+            hall.engine.usual_settings(), on_gap="silence", seed=secrets.randbelow(MAX_SEED)
+        )
         self.frame_ms = round(1000 * hall.engine.frame_size / hall.engine.sample_rate)
         self.feed = Feed(hall.engine.frame_size, buffer_ms // self.frame_ms)
         self.session: Session | None = None

@@ -37,7 +37,8 @@ class TextTokenizer:
         return self._processor.vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without special ids."""
+        """Ids of `text`, without special ids. Half a surrogate pair, which is no text, is read as a question mark."""
+        text = text.encode("utf-8", "replace").decode()
         return [i for i in self._processor.encode(text) if i not in SPECIAL]
 
     def piece(self, token: int) -> str:
