@@ -52,6 +52,21 @@ def test_a_wrong_line_is_named(fields: Any, message: str) -> None:
         parse(fields)
 
 
+@pytest.mark.parametrize(
+    "text", ['{"turns": ' + "[" * 100_000, '{"path": "a.wav", "duration": 1' + "0" * 400 + "}"], ids=["deep", "long"]
+)
+def test_what_json_may_hold_and_nobody_means(text: str) -> None:
+    with pytest.raises(InputError, match=r"set/a.jsonl:7: (this line is no JSON|duration must be a number)"):
+        parse_line(Line(Path("set/a.jsonl"), 7, text))
+
+
+def test_halves_of_surrogate_pairs_are_question_marks() -> None:
+    line = Line(Path("set\udce4/a.jsonl"), 7, r'{"turns": [{"role": "user", "text": "a star\ud83d"}]}')
+    parsed = parse_line(line)
+    assert isinstance(parsed, Dialogue)
+    assert (parsed.where, parsed.turns[0].text) == ("set?/a.jsonl:7", "a star?")
+
+
 def test_lines_that_are_no_json(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('\n{"path": "a.wav", "duration": 1}\n\n{broken\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import pickle
 
 import numpy as np
@@ -127,7 +128,14 @@ def test_words_are_not_cut() -> None:
     made = sample(3, length=60)
     points = cut_points(made)
     assert (points[0], points[-1]) == (0, 60)
-    assert set(made.text[points[1:-1]]) == {PADDING, END_OF_PADDING}
+    before = {point: made.text[max(0, point - 6) : point + 1] for point in points[1:-1]}
+    assert before
+    assert all(text[-1] == END_OF_PADDING or (text == PADDING).all() for text in before.values())
+    text = np.array([PADDING] * 3 + [END_OF_PADDING, 9, 8] + [PADDING] * 8 + [9], np.int32)
+    spoken = dataclasses.replace(
+        made, text=text, speaker=text, audio=None if made.audio is None else made.audio[:, :15]
+    )
+    assert cut_points(spoken).tolist() == [0, 3, 12, 13, 15]
     assert cut_points(sample(3, kind="speechless")).tolist() == [0, 10, 20]
 
 

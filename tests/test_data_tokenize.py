@@ -29,6 +29,7 @@ from moshivis.data.shard_format import Manifest
 from moshivis.data.shards import open_shards
 from moshivis.data.tokenize import Tokenized, tokenize
 from moshivis.errors import InputError
+from moshivis.files import only_process
 from moshivis.speech_lm.tokenizer import TextTokenizer
 
 SOURCE = str(Path(moshivis.__file__).parents[1])
@@ -137,8 +138,50 @@ def test_a_finished_folder_is_left_alone(corpus: Path, tiny_folder: Path, tmp_pa
     corpus.write_text(corpus.read_text() + "\n" + corpus.read_text().splitlines()[0])
     with pytest.raises(InputError, match="different: sha256"):
         pack(corpus, tmp_path / "out", tiny_folder)
-    with pytest.raises(InputError, match="is not empty, and nothing in it is ours"):
+    with pytest.raises(InputError, match="is not empty, and .* in it is not ours"):
         pack(corpus, corpus.parent, tiny_folder)
+
+
+def test_what_is_damaged_in_a_finished_folder_is_said(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    first = pack(corpus, tmp_path / "out", tiny_folder)
+    for content in ("{", None):
+        report = tmp_path / "out" / "report.json"
+        report.unlink() if content is None else report.write_text(content)
+        again = pack(corpus, tmp_path / "out", tiny_folder)
+        assert again.manifest == first.manifest and again.tally.conversations == first.tally.conversations
+    next((tmp_path / "out").glob("speech-*")).write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"it has 3 bytes instead of .* remove .*out first"):
+        pack(corpus, tmp_path / "out", tiny_folder)
+
+
+def test_one_process_at_a_time(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with only_process(tmp_path / "out", "held"), pytest.raises(InputError, match="another process is packing into"):
+        pack(corpus, tmp_path / "out", tiny_folder)
+    (tmp_path / "out" / ".job-x1.json").write_text("all that a process left that was killed at once")
+    (tmp_path / "out" / ".DS_Store").touch()
+    assert pack(corpus, tmp_path / "out", tiny_folder).tally.conversations == 10
+
+
+def test_every_sample_finds_its_picture_even_if_files_change_meanwhile(
+    corpus: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The part that would have stored a picture had packed another one, or none, before it was interrupted."""
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:  # the first part has left its note
+            Image.new("RGB", (9, 9), "green").save(corpus.parent / "red.png")
+            raise KeyboardInterrupt
+
+    load = functools.partial(load_encoder, tiny_folder, "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(corpus, tmp_path / "out", load, lines_a_part=1, on_progress=interrupt)
+    assert (tmp_path / "out" / "part-00000.json").exists()
+    tokenize(corpus, tmp_path / "out", load, lines_a_part=1)
+    samples = [open_shards(tmp_path / "out", kind, seed=None) for kind in ("speech", "speechless")]
+    keys = {dataset[number].image for dataset in samples for number in range(dataset.rows)} - {None}
+    assert len(keys) == 3
+    assert all(samples[0].picture(key) for key in keys if key is not None)
 
 
 # broken conversations -------------------------------------------------------------------------------------------------
@@ -184,6 +227,18 @@ def test_nothing_to_pack(corpus: Path, tiny_folder: Path, tmp_path: Path) -> Non
     corpus.write_text("{}\n")
     with pytest.raises(InputError, match="not one of 1 conversations could be packed; the first: .*all.jsonl:1"):
         pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(skip_broken=True))
+
+
+def test_what_was_broken_is_tried_again(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    (corpus.parent / "red.png").rename(corpus.parent / "late.png")
+    (corpus.parent / "blue.png").unlink()
+    lines = [line for line in corpus.read_text().splitlines() if "png" in line]
+    corpus.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=f"not one of {len(lines)} conversations"):
+        pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(skip_broken=True))
+    (corpus.parent / "late.png").rename(corpus.parent / "red.png")
+    packed = pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(skip_broken=True))
+    assert packed.tally.conversations == sum("red.png" in line for line in lines)
 
 
 # inspect --------------------------------------------------------------------------------------------------------------

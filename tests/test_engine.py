@@ -339,7 +339,7 @@ def test_the_padding_bias_multiplies_its_probability_at_any_temperature() -> Non
 def test_a_picture_that_was_no_number_leaves_its_row_clean(tiny_model: MoshiVis) -> None:
     adapters = tiny_model.adapters
     assert adapters is not None
-    tokens = torch.randn(1, 6, adapters.key_value[0].in_features)
+    tokens = torch.randn(1, 6, tiny_model.config.speech_lm.backbone.dim)
     whole, broken = adapters.encode(tokens, streaming=True), adapters.encode(tokens * math.nan, streaming=True)
     small = adapters.encode(tokens[:, :2], streaming=True)
     for then in (None, small):
@@ -347,7 +347,7 @@ def test_a_picture_that_was_no_number_leaves_its_row_clean(tiny_model: MoshiVis)
         rows.put(0, broken)
         rows.put(0, then)
         context = adapters.step_context(adapters.new_state(2), rows.kv)
-        x = torch.randn(2, 1, adapters.query[0].in_features)
+        x = torch.randn(2, 1, tiny_model.config.speech_lm.backbone.dim)
         updates = [context(layer, x) for layer in range(adapters.num_layers)]
         assert all(update is None or update.isfinite().all() for update in updates)
         assert context.gate().isfinite().all()

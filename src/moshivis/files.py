@@ -90,6 +90,31 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def only_process(folder: str | os.PathLike[str], otherwise: str) -> Iterator[None]:
+    """Hold `folder`, which exists, for this process alone; the system lets go of it however the process ends.
+
+    Processes that do not ask are not kept away, and where the system or the disk knows no such locks nobody is.
+    Raises InputError with the sentence `otherwise` if another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(otherwise) from None
+        except OSError:  # a disk of the network that has none
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def _refuse_occupied(target: Path) -> None:
     if target.is_dir():
         if any(target.iterdir()):

@@ -10,14 +10,20 @@ from moshivis.data.sample import Sample
 from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING
 
+WORD_FRAMES = 7  # this step and half a second before it
+
 
 def cut_points(sample: Sample) -> np.ndarray:
     """Steps before which a sample may be cut, its begin and end among them, ascending.
 
-    A spoken one where the assistant is between words, a written one where the other side begins.
+    A spoken one where the assistant's next word is about to begin, or where its last one began so long ago that it is
+    over (when words end is not stored); a written one where the other side begins.
     """
     if sample.kind == "speech":
-        inner = np.isin(sample.text[1:], (PADDING, END_OF_PADDING))
+        paddings = np.cumsum(np.append(0, sample.text == PADDING))
+        over = paddings[WORD_FRAMES:] - paddings[:-WORD_FRAMES] == WORD_FRAMES  # of each step and those before it
+        inner = sample.text[1:] == END_OF_PADDING
+        inner[WORD_FRAMES - 2 :] |= over
     else:
         inner = sample.speaker[1:] != sample.speaker[:-1]
     return np.concatenate([[0], np.flatnonzero(inner) + 1, [len(sample)]])

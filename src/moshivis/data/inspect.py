@@ -14,7 +14,7 @@ from moshivis.codec.mimi import Mimi
 from moshivis.data.alignment import Word, words_of
 from moshivis.data.drawing import draw_spoken, draw_written
 from moshivis.data.encode import BLOCK_FRAMES, Encoder, speech_sample, stereo_blocks
-from moshivis.data.layout import Dialogue, parse_line, read_lines, read_words
+from moshivis.data.layout import Dialogue, Entry, parse_line, read_lines, read_words
 from moshivis.data.sample import Kind, Sample, Speaker
 from moshivis.data.shard_format import Manifest, codec_fingerprint, tokenizer_fingerprint
 from moshivis.data.shards import open_shards
@@ -58,10 +58,20 @@ def inspect_line(source: Path, index: int, encoder: Encoder, form: Form = "plain
     lines = read_lines(source)
     if not 0 <= index < len(lines):
         raise InputError(f"{source} has {len(lines)} conversations: there is no --index {index}")
-    entry = parse_line(lines[index])
+    try:
+        return _inspect(parse_line(lines[index]), encoder, form)
+    except InputError as error:
+        where = lines[index].where
+        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from error
+
+
+def _inspect(entry: Entry, encoder: Encoder, form: Form) -> Inspected:
     picture = None
     if entry.image is not None:
-        picture = read_image(read_limited(entry.image, max_bytes=MAX_BYTES, noun="picture"))
+        try:
+            picture = read_image(read_limited(entry.image, max_bytes=MAX_BYTES, noun="picture"))
+        except InputError as error:
+            raise InputError(f"picture {entry.image}: {error}") from error
     if isinstance(entry, Dialogue):
         sample = speechless_sample(entry.turns, encoder.tokenizer, form=form, origin=entry.where)
         return Inspected(sample=sample, picture=picture, waves=None, words=((), ()))

@@ -66,17 +66,17 @@ class Line:
 
     @property
     def where(self) -> str:
-        return f"{self.path}:{self.number}"
+        return _text(f"{self.path}:{self.number}")
 
 
 def read_lines(path: Path) -> list[Line]:
     """All lines that are not blank, unparsed. Raises InputError if there is no such text file or no line in it."""
     try:
-        content = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            numbered = enumerate(file, start=1)
+            lines = [Line(path, number, text.rstrip("\n")) for number, text in numbered if text.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a .jsonl file: {error}") from error
-    numbered = enumerate(content.split("\n"), start=1)  # not splitlines: JSON may hold its other separators
-    lines = [Line(path, number, text) for number, text in numbered if text.strip()]
     if not lines:
         raise InputError(f"{path} is empty: every line should describe a conversation")
     return lines
@@ -87,7 +87,7 @@ def parse_line(line: Line) -> Entry:
     where, folder = line.where, line.path.parent
     try:
         fields = json.loads(line.text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: this line is no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{where}: this line is no JSON object, as it should be")
@@ -115,7 +115,7 @@ def _parse_turns(turns: Any, where: str) -> tuple[Turn, ...]:
             raise InputError(f"{where}: turn {number} has the role {role!r}; it must be user or assistant")
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{where}: turn {number} has no text")
-        parsed.append(Turn(cast(Role, role), text.strip()))
+        parsed.append(Turn(cast(Role, role), _text(text).strip()))
     return tuple(parsed)
 
 
@@ -147,7 +147,7 @@ def read_words(recording: Recording) -> SpokenWords:
         raise InputError(
             f"{recording.where}: the words of {recording.audio.name} are missing: there is no {path}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     alignments = content.get("alignments") if isinstance(content, dict) else None
     if not isinstance(alignments, list):
@@ -165,12 +165,22 @@ def _parse_word(entry: Any, where: str) -> tuple[Word, str]:
         case [str(text), [start, end], str(speaker)] if _is_time(start) and _is_time(end):
             if not 0 <= start <= end:
                 raise InputError(f"{where}: the word {text!r} goes from {start} to {end} s, which is no span of time")
-            return Word(text.strip(), float(start), float(end)), speaker
+            return Word(_text(text).strip(), float(start), float(end)), speaker
     raise InputError(f'{where} is {json.dumps(entry)[:80]}; it must be ["word", [start, end], "SPEAKER_MAIN"]')
 
 
 def _is_time(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _text(text: str) -> str:
+    """Question marks for what JSON and file names may hold but no text: halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _in_order(words: Sequence[Word]) -> tuple[Word, ...]:

@@ -27,7 +27,7 @@ class Part:
 
     number: int
     lines: tuple[Line, ...]
-    pictures: frozenset[Path]  # those that this part stores; the others are stored by an earlier part
+    pictures: frozenset[Path]  # those that this part stores; of the others an earlier part is to do so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,8 @@ class Done:
 
     files: tuple[ShardFile, ...]
     tally: Tally
+    named: tuple[str, ...]  # keys of the pictures of its samples
+    stored: tuple[str, ...]  # keys of those that it stores
 
     def write(self, path: Path) -> None:
         with atomic_write(path) as temporary:
@@ -85,13 +87,18 @@ def note_path(folder: Path, number: int) -> Path:
 
 
 def read_done(folder: Path, number: int) -> Done | None:
-    """The note of a part that an earlier run has finished and whose files are all there, else None."""
+    """The note of a part that an earlier run has packed whole and whose files are all there, else None.
+
+    A conversation that was broken may have been mended since.
+    """
     try:
         fields = json.loads(note_path(folder, number).read_text(encoding="utf-8"))
         files = tuple(shard_file(file) for file in fields["files"])
         for file in files:
             check_size(folder, file)
-        return Done(files=files, tally=Tally.from_json(fields["tally"]))
+        tally = Tally.from_json(fields["tally"])
+        done = Done(files=files, tally=tally, named=tuple(fields["named"]), stored=tuple(fields["stored"]))
+        return None if tally.broken else done
     except (FileNotFoundError, ShardError, ValueError, KeyError, TypeError):
         return None  # the part is made again
 
@@ -108,11 +115,13 @@ def pack_part(part: Part, folder: Path, rules: Rules, encoder: Encoder, on_line:
             try:
                 packer.pack(line)
             except InputError as error:
+                why = str(error) if str(error).startswith(line.where) else f"{line.where}: {error}"
                 if not rules.skip_broken:
-                    raise
-                tally.broken.append(Broken(where=line.where, why=str(error)))
+                    raise InputError(why) from error
+                tally.broken.append(Broken(where=line.where, why=why))
             on_line()
-    done = Done(files=tuple(writer.files), tally=tally)
+    named, stored = (tuple(sorted(keys)) for keys in (packer.named, packer.stored))
+    done = Done(files=tuple(writer.files), tally=tally, named=named, stored=stored)
     done.write(note_path(folder, part.number))
     return done
 
@@ -124,10 +133,12 @@ class _Packer:
         self.part, self.rules, self.encoder = part, rules, encoder
         self.writer, self.tally = writer, tally
         self._keys: dict[Path, str] = {}
+        self.named: set[str] = set()  # keys of the pictures of samples
+        self.stored: set[str] = set()
 
     def pack(self, line: Line) -> None:
         entry = parse_line(line)
-        image = self._picture(entry)
+        image, file = self._picture(entry)
         match entry:
             case Recording() if self.rules.kind != "speechless":
                 self._pack_speech(entry, image)
@@ -138,6 +149,10 @@ class _Packer:
             case _:
                 raise InputError(f"{line.where}: a dialogue in writing has no sound; record or synthesise it first")
         self.tally.conversations += 1
+        if image is not None:
+            self.named.add(image)
+        if file is not None:
+            self.stored.add(self.writer.add_picture(file))
 
     def _pack_speech(self, recording: Recording, image: str | None) -> None:
         made = speech_sample(recording, read_words(recording), self.encoder, image=image)
@@ -156,18 +171,18 @@ class _Packer:
         )
         self.writer.add(sample, image)
 
-    def _picture(self, entry: Entry) -> str | None:
-        """The key of the conversation's picture, which is stored here if this part is the one to store it."""
+    def _picture(self, entry: Entry) -> tuple[str | None, bytes | None]:
+        """The key of the conversation's picture, and its file if that is still to be stored here."""
         path = entry.image
         if path is None:
-            return None
-        if path not in self._keys:
-            try:
-                file = read_limited(path, max_bytes=MAX_BYTES, noun="picture")
-                read_image(file)
-            except InputError as error:
-                raise InputError(f"{entry.where}: picture {path}: {error}") from error
-            self._keys[path] = picture_key(file)
-            if path in self.part.pictures:
-                self.writer.add_picture(file)
-        return self._keys[path]
+            return None, None
+        ours = path in self.part.pictures
+        if (key := self._keys.get(path)) is not None and (key in self.stored or not ours):
+            return key, None
+        try:
+            file = read_limited(path, max_bytes=MAX_BYTES, noun="picture")
+            read_image(file)
+        except InputError as error:
+            raise InputError(f"{entry.where}: picture {path}: {error}") from error
+        key = self._keys[path] = picture_key(file)
+        return key, file if ours and key not in self.stored else None

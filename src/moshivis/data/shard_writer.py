@@ -53,6 +53,7 @@ def write_shards(
     """
     files: list[ShardFile] = []
     keys: dict[str, str] = {}  # theirs -> ours
+    stored: set[str] = set()  # ours
     codebooks: int | None = None
     remaining = iter(samples)
     with atomic_directory(folder) as temporary:
@@ -63,7 +64,7 @@ def write_shards(
             with open_part(temporary, number, codebooks) as writer:
                 for sample in part:
                     if sample.image is not None and sample.image not in keys:
-                        _store_picture(sample.image, picture(sample.image), keys, writer)
+                        _store_picture(sample.image, picture(sample.image), keys, stored, writer)
                     writer.add(sample, None if sample.image is None else keys[sample.image])
             files += writer.files
             codebooks = writer.codebooks
@@ -79,10 +80,10 @@ def write_shards(
     return manifest
 
 
-def _store_picture(theirs: str, file: bytes, keys: dict[str, str], writer: PartWriter) -> None:
-    if picture_key(file) not in keys.values():
-        writer.add_picture(file)
+def _store_picture(theirs: str, file: bytes, keys: dict[str, str], stored: set[str], writer: PartWriter) -> None:
     keys[theirs] = picture_key(file)
+    if keys[theirs] not in stored:
+        stored.add(writer.add_picture(file))
 
 
 @contextmanager

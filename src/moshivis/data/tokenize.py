@@ -28,8 +28,9 @@ from moshivis.data.encode import Encoder
 from moshivis.data.layout import Line, parse_line, read_lines
 from moshivis.data.part import Done, Part, Rules, Tally, note_path, pack_part, read_done
 from moshivis.data.shard_format import MANIFEST, Manifest, codec_fingerprint, tokenizer_fingerprint
-from moshivis.errors import InputError, MoshivisError
-from moshivis.files import atomic_write
+from moshivis.data.shards import check_size
+from moshivis.errors import InputError, MoshivisError, ShardError
+from moshivis.files import atomic_write, only_process
 
 LINES_A_PART = 256
 JOB, REPORT = "job.json", "report.json"
@@ -69,17 +70,33 @@ def tokenize(
     rules = rules or Rules()
     lines = read_lines(source)
     encoder = load()
-    _claim(folder, _describe(lines, rules, encoder, lines_a_part))
-    if (folder / MANIFEST).exists():
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        return Tokenized(manifest=Manifest.read(folder), tally=Tally.from_json(report))
-    parts = _parts(lines, lines_a_part)
+    _check_place(folder)
+    with only_process(folder, f"another process is packing into {folder}; wait for it, or name another folder"):
+        _claim(folder, _describe(lines, rules, encoder, lines_a_part))
+        if (folder / MANIFEST).exists():
+            return _finished(folder)
+        parts = _parts(lines, lines_a_part)
+        notes = _pack(parts, len(lines), folder, load, encoder, rules, workers, on_progress)
+        return _finish(folder, notes, encoder)
+
+
+def _pack(
+    parts: list[Part],
+    total: int,
+    folder: Path,
+    load: Callable[[], Encoder],
+    encoder: Encoder,
+    rules: Rules,
+    workers: int,
+    on_progress: OnProgress,
+) -> list[Done]:
+    """Pack what no earlier run has packed; the notes of all parts."""
     done = {part.number: note for part in parts if (note := read_done(folder, part.number))}
     missing = [part for part in parts if part.number not in done]
-    finished = len(lines) - sum(len(part.lines) for part in missing)
+    finished = total - sum(len(part.lines) for part in missing)
 
     def count(new: int) -> None:
-        on_progress(finished + new, len(lines))
+        on_progress(finished + new, total)
 
     count(0)
     try:
@@ -87,11 +104,19 @@ def tokenize(
             done |= _pack_here(missing, folder, rules, encoder, count)
         else:
             done |= _pack_in_processes(missing, folder, rules, load, workers, count)
+        # A picture that could not be read when its part was packed, or was another one then.
+        stored = {key for note in done.values() for key in note.stored}
+        for part in parts:
+            if not stored.issuperset(done[part.number].named):
+                pictures = frozenset(path for path in map(_picture, part.lines) if path is not None)
+                again = dataclasses.replace(part, pictures=pictures)
+                done[part.number] = pack_part(again, folder, rules, encoder, on_line=lambda: None)
+                stored.update(done[part.number].stored)
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written: {error.strerror or error}; run the same again to go on"
         ) from error
-    return _finish(folder, [done[part.number] for part in parts], encoder)
+    return [done[part.number] for part in parts]
 
 
 # the job --------------------------------------------------------------------------------------------------------------
@@ -99,10 +124,12 @@ def tokenize(
 
 def _describe(lines: list[Line], rules: Rules, encoder: Encoder, lines_a_part: int) -> dict[str, Any]:
     """What makes two calls the same job."""
-    content = "\n".join(f"{line.number} {line.text}" for line in lines)
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{'' if line is lines[0] else chr(10)}{line.number} {line.text}".encode())
     return {
         "source": str(lines[0].path.absolute()),
-        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "sha256": digest.hexdigest(),
         "lines_a_part": lines_a_part,
         "rules": dataclasses.asdict(rules),
         "codebooks": [encoder.own_codebooks, encoder.user_codebooks],
@@ -111,10 +138,20 @@ def _describe(lines: list[Line], rules: Rules, encoder: Encoder, lines_a_part: i
     }
 
 
-def _claim(folder: Path, job: dict[str, Any]) -> None:
-    """Begin the job in a new folder, or make sure that it is the one begun there."""
+def _check_place(folder: Path) -> None:
+    """Make the folder. Raises InputError if it holds anything but a job of ours."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the packed samples")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / JOB).exists():
+        names = [entry.name for entry in folder.iterdir() if entry.name != ".DS_Store"]  # of a Mac's Finder
+        strange = [name for name in names if not _LEFT_BEHIND.fullmatch(name)]
+        if strange:
+            raise InputError(f"{folder} is not empty, and {strange[0]} in it is not ours; name another folder")
+
+
+def _claim(folder: Path, job: dict[str, Any]) -> None:
+    """Begin the job, or make sure that it is the one begun in the folder."""
     path = folder / JOB
     if path.exists():
         try:
@@ -127,14 +164,12 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
                 f"{folder} was begun otherwise (different: {', '.join(differing)}); give the same arguments to go on, "
                 "or another folder to begin anew"
             )
-        for temporary in folder.glob(".*"):
-            if _LEFT_BEHIND.match(temporary.name):  # by a run that was killed
-                temporary.unlink()
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty, and nothing in it is ours; name another folder")
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
+    for temporary in folder.glob(".*"):
+        if _LEFT_BEHIND.fullmatch(temporary.name):  # by a run that was killed
+            temporary.unlink()
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
 
 
 def _parts(lines: list[Line], lines_a_part: int) -> list[Part]:
@@ -154,6 +189,21 @@ def _picture(line: Line) -> Path | None:
         return parse_line(line).image
     except InputError:  # said when the line's turn comes
         return None
+
+
+def _finished(folder: Path) -> Tokenized:
+    """What an earlier call packed."""
+    manifest = Manifest.read(folder)
+    for file in manifest.files:
+        try:
+            check_size(folder, file)
+        except ShardError as error:
+            raise InputError(f"{error}. To pack everything again, remove {folder} first") from error
+    try:
+        tally = Tally.from_json(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):  # the samples do without it
+        tally = Tally(conversations=manifest.rows("speech") + manifest.rows("speechless"))
+    return Tokenized(manifest=manifest, tally=tally)
 
 
 def _finish(folder: Path, notes: list[Done], encoder: Encoder) -> Tokenized:

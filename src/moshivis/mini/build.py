@@ -28,6 +28,7 @@ from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, listener_
 from moshivis.mini.codec_training import train_codec, train_voice
 from moshivis.mini.codes import encode_clips
 from moshivis.mini.language_training import Sources, train_language
+from moshivis.mini.listener import FILE as LISTENER
 from moshivis.mini.listener import save_listener
 from moshivis.mini.pictures import Pictures, draw_pictures
 from moshivis.mini.recipe import CODEBOOKS, CODEC, SAMPLING, VISION, mini
@@ -133,10 +134,11 @@ class Build:
         """The finished model as a checkpoint folder in half precision, with the listener beside its weights."""
         folder = self.out / "model"
         if not folder.exists():
-            base, adapters, listener = self.base(), self.adapters(), self.listener()
+            base, adapters = self.base(), self.adapters()
             model = load_model(base).model
             load_adapters(adapters, model)
             sampling = {name: getattr(SAMPLING, name) for name in SAMPLED}
             save_folder(folder, model, self.tokenizer().model, CARD, sampling=sampling, dtype=torch.float16)
-            save_listener(listener, folder)
+        if not (folder / LISTENER).exists():
+            save_listener(self.listener(), folder)
         return folder

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from moshivis.errors import CheckpointError
 from moshivis.evaluation.recogniser import Recogniser, RecogniserConfig
+from moshivis.files import atomic_write
 
 FILE = "listener.safetensors"
 
@@ -19,7 +20,8 @@ def save_listener(listener: Recogniser, folder: Path) -> None:
     """Write the listener in half precision; its vocabulary and width go into the file's metadata."""
     tensors = {name: tensor.half().contiguous() for name, tensor in listener.state_dict().items()}
     described = {"words": list(listener.config.words), "width": listener.config.width}
-    save_file(tensors, folder / FILE, metadata={"config": json.dumps(described)})
+    with atomic_write(folder / FILE) as temporary:
+        save_file(tensors, temporary, metadata={"config": json.dumps(described)})
 
 
 def load_listener(folder: Path) -> Recogniser:
