@@ -46,8 +46,8 @@ TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # come must tell as little, hence the even pace.)
 SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn to speak, only not to disturb it
 # A recital is a told scene, or a picture, and facts about it, one after the other without being asked for and faster
-# than anybody speaks: looking things up is learnt from many times as many examples. The first words of a fact, which
-# only a question could tell, are no targets: nothing is learnt of when to speak, or about what.
+# than anybody speaks: looking things up and comparing is learnt from many times as many examples. The first words of a
+# fact, which only a question could tell, are no targets: nothing is learnt of when to speak, or about what.
 RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.35, 0.3
 RECITED, OPENING_WORDS = 10, 2
 BREATH = 2  # frames between a repeated claim and the answer
@@ -290,10 +290,12 @@ class _Timeline:
         own, pauses = at + TEXT_LEAD, self.rng.choice(((0,), (0, 1), (0, 1, 1, 2), (0, 1, 2, 2, 3, 4)))
         opening = at - 1
         for fact in facts:
-            for number, word in enumerate(f"{grammar.capitalise(fact)}.".split(), start=1):
+            words = f"{grammar.capitalise(fact)}.".split()
+            claimed = max((number for number, word in enumerate(words, start=1) if word.endswith("?")), default=0)
+            for number, word in enumerate(words, start=1):
                 self._write(word, at)
                 at = self.cursor + self.rng.choice(pauses)
-                if number == OPENING_WORDS:
+                if number == claimed + OPENING_WORDS:
                     self.graded[opening:at] = False
             opening = self.cursor
             at += self.rng.randint(0, 3)

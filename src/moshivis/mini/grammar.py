@@ -103,7 +103,7 @@ _REFERENCES: dict[str, tuple[tuple[tuple[str, ...], int], ...]] = {
 _EXISTENCE = (("shape", "colour"), ("shape", "colour"), ("shape",), ("colour",))
 _COUNTED = (("shape",), ("shape",), ("shape",), ("colour",), ("colour",), ("size",), ())
 _VALUES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
-_RECITED = ("colour", "shape", "size", "place", "count", "yes_no", "yes_no", "yes_no")  # half of the last are claims
+_RECITED = ("colour", "shape", "size", "place", "count", "yes_no", "yes_no", "yes_no")
 _ATTEMPTS = 40
 
 
@@ -225,10 +225,12 @@ def paraphrase(scene: Scene, rng: random.Random) -> str:
 
 
 def scene_facts(scene: Scene, rng: random.Random, count: int) -> list[str]:
-    """Up to `count` facts of a scene in any order, as answers tell them: 'on the left is a blue star'."""
+    """Up to `count` facts of a scene in any order, as answers tell them.
+
+    'on the left is a blue star', 'green? The star is blue, so no'.
+    """
     turns = (ask(scene, rng.choice(_RECITED), rng) for _ in range(count))
-    told = [turn.answer for turn in turns if turn is not None and not turn.query.claim]  # claims only questions make
-    facts = [text[0].lower() + text[1:-1] for text in told]
+    facts = [turn.answer[0].lower() + turn.answer[1:-1] for turn in turns if turn is not None]
     if scene.writing:
         facts.insert(rng.randint(0, len(facts)), f"it says {spoken_text(scene.writing)}")
     return list(dict.fromkeys(facts))
