@@ -35,7 +35,7 @@ from moshivis.training.run import ADAPTERS, train
 STEPS, P_CONCAT = 2000, 0.2
 HELD_OUT_PICTURES = 500
 ASKED = (*SCENE_FAMILIES, *SCENE_FAMILIES, *FAMILIES)  # families, as often as they stand here
-ASKED_BY_KIND: dict[Kind, tuple[str, ...]] = {"speechless": ASKED, "speech": (*ASKED, *HARD, *HARD)}
+ASKED_BY_KIND: dict[Kind, tuple[str, ...]] = {"speechless": ASKED, "speech": (*ASKED, *HARD, "describe", "describe")}
 
 
 Source = Spoken | Written

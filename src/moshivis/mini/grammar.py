@@ -103,7 +103,7 @@ _REFERENCES: dict[str, tuple[tuple[tuple[str, ...], int], ...]] = {
 _EXISTENCE = (("shape", "colour"), ("shape", "colour"), ("shape",), ("colour",))
 _COUNTED = (("shape",), ("shape",), ("shape",), ("colour",), ("colour",), ("size",), ())
 _VALUES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
-_RECITED = ("colour", "shape", "size", "place", "count", "yes_no", "yes_no", "yes_no")
+_RECITED = ("colour", "shape", "size", "place", "count", "yes_no", "yes_no", "yes_no", "describe")
 _ATTEMPTS = 40
 
 
