@@ -126,7 +126,7 @@ def _describe(lines: list[Line], rules: Rules, encoder: Encoder, lines_a_part: i
     """What makes two calls the same job."""
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(f"{'' if line is lines[0] else chr(10)}{line.number} {line.text}".encode())
+        digest.update(f"{line.number} {line.text}\n".encode())
     return {
         "source": str(lines[0].path.absolute()),
         "sha256": digest.hexdigest(),
