@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from moshivis import __version__, option_values
+from moshivis import __version__
 from moshivis.commands.data_options import add_data
 from moshivis.errors import MoshivisError
 from moshivis.extras import need
+from moshivis.option_values import count, not_negative, positive, seed, some
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
 
@@ -103,24 +104,14 @@ def _add_talk(parser: argparse.ArgumentParser) -> None:
     results.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     how = parser.add_argument_group("how to answer")
     how.add_argument(
-        "--seconds",
-        metavar="S",
-        type=option_values.positive,
-        help="longest wait for the end of a spoken answer (default: 20)",
+        "--seconds", metavar="S", type=positive, help="longest wait for the end of a spoken answer (default: 20)"
     )
+    how.add_argument("--seed", metavar="N", type=seed, default=0, help="the same seed, the same answer (default: 0)")
     how.add_argument(
-        "--seed", metavar="N", type=option_values.seed, default=0, help="the same seed, the same answer (default: 0)"
+        "--temperature", metavar="T", type=not_negative, help="of the speech tokens; 0 takes the likeliest"
     )
-    how.add_argument(
-        "--temperature",
-        metavar="T",
-        type=option_values.not_negative,
-        help="of the speech tokens; 0 takes the likeliest",
-    )
-    how.add_argument("--text-temperature", metavar="T", type=option_values.not_negative, help="of the text tokens")
-    how.add_argument(
-        "--top-k", metavar="K", type=option_values.count, help="draw from the K likeliest tokens only; 0 means from all"
-    )
+    how.add_argument("--text-temperature", metavar="T", type=not_negative, help="of the text tokens")
+    how.add_argument("--top-k", metavar="K", type=count, help="draw from the K likeliest tokens only; 0 means from all")
     parser.set_defaults(run=_talk)
 
 
@@ -133,10 +124,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_adapters(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16")
-    parser.add_argument("--threads", metavar="N", type=option_values.some, help="of the CPU, for the model")
+    parser.add_argument("--threads", metavar="N", type=some, help="of the CPU, for the model")
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="localhost", help="0.0.0.0 for all addresses (default: localhost)")
-    where.add_argument("--port", type=option_values.count, default=8998, help="0 takes a free one (default: 8998)")
+    where.add_argument("--port", type=count, default=8998, help="0 takes a free one (default: 8998)")
     where.add_argument("--open", action="store_true", help="open the page in a browser")
     where.add_argument("--no-page", action="store_true", help="the protocols only")
     tls = where.add_mutually_exclusive_group()
@@ -149,12 +140,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="a certificate that is made once and kept; browsers ask before they trust it",
     )
     who = parser.add_argument_group("who and how much")
-    who.add_argument(
-        "--sessions", metavar="N", type=option_values.some, default=4, help="conversations at once (default: 4)"
-    )
-    who.add_argument(
-        "--queue", metavar="N", type=option_values.count, default=50, help="callers who may wait (default: 50)"
-    )
+    who.add_argument("--sessions", metavar="N", type=some, default=4, help="conversations at once (default: 4)")
+    who.add_argument("--queue", metavar="N", type=count, default=50, help="callers who may wait (default: 50)")
     who.add_argument("--token", help="what a client must know; better given in the environment, as MOSHIVIS_TOKEN")
     who.add_argument(
         "--origin",
@@ -164,16 +151,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="a web page's origin that may use the server beside its own, as https://example.org; repeatable",
     )
     who.add_argument(
-        "--session-seconds",
-        metavar="S",
-        type=option_values.positive,
-        default=3600,
-        help="longest conversation (default: 3600)",
+        "--session-seconds", metavar="S", type=positive, default=3600, help="longest conversation (default: 3600)"
     )
     who.add_argument(
         "--idle-seconds",
         metavar="S",
-        type=option_values.positive,
+        type=positive,
         default=60,
         help="a client silent for so long is cut (default: 60)",
     )
@@ -191,23 +174,18 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         "--audio", metavar="FILE", action="append", default=[], help="a question, WAV, FLAC, MP3 or OGG; repeatable"
     )
     parser.add_argument("--out", metavar="FILE.wav", help="record both voices, user left and assistant right")
-    parser.add_argument("--seconds", metavar="S", type=option_values.positive, help="end after so long")
+    parser.add_argument("--seconds", metavar="S", type=positive, help="end after so long")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     server = parser.add_argument_group("the server")
     server.add_argument("--token", help="if it wants one; better given in the environment, as MOSHIVIS_TOKEN")
     server.add_argument("--insecure", action="store_true", help="accept any certificate, like one that is self-signed")
     how = parser.add_argument_group("how to answer (default: as the server likes)")
+    how.add_argument("--seed", metavar="N", type=seed, help="the same seed and the same sound, the same answer")
     how.add_argument(
-        "--seed", metavar="N", type=option_values.seed, help="the same seed and the same sound, the same answer"
+        "--temperature", metavar="T", type=not_negative, help="of the speech tokens; 0 takes the likeliest"
     )
-    how.add_argument(
-        "--temperature",
-        metavar="T",
-        type=option_values.not_negative,
-        help="of the speech tokens; 0 takes the likeliest",
-    )
-    how.add_argument("--text-temperature", metavar="T", type=option_values.not_negative, help="of the text tokens")
-    how.add_argument("--top-k", metavar="K", type=option_values.count, help="draw from the K likeliest tokens only")
+    how.add_argument("--text-temperature", metavar="T", type=not_negative, help="of the text tokens")
+    how.add_argument("--top-k", metavar="K", type=count, help="draw from the K likeliest tokens only")
     parser.set_defaults(run=_chat)
 
 
@@ -222,11 +200,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and do nothing")
     parser.add_argument(
-        "--ranks",
-        metavar="N",
-        type=option_values.some,
-        default=1,
-        help="processes that a dry run reckons with (default: 1)",
+        "--ranks", metavar="N", type=some, default=1, help="processes that a dry run reckons with (default: 1)"
     )
     parser.set_defaults(run=_train)
 
@@ -271,10 +245,7 @@ def _add_bench_codec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N", type=int, default=1, help="conversations at once (default: 1)")
     parser.add_argument("--frames", metavar="N", type=int, default=100, help="frames measured (default: 100)")
     parser.add_argument(
-        "--warm-up",
-        metavar="N",
-        type=option_values.count,
-        help="frames before (default: as many as the codec remembers)",
+        "--warm-up", metavar="N", type=count, help="frames before (default: as many as the codec remembers)"
     )
     parser.add_argument("--threads", metavar="N", type=int, help="of each contender")
     parser.add_argument("--peers", action="store_true", help="beside moshi and rustymimi, as far as they are installed")
@@ -286,9 +257,7 @@ def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sessions", metavar="N[,N…]", default="1,2,4,8", help="conversations at once (default: 1,2,4,8)"
     )
-    parser.add_argument(
-        "--seconds", metavar="S", type=option_values.positive, default=30.0, help="of each run (default: 30)"
-    )
+    parser.add_argument("--seconds", metavar="S", type=positive, default=30.0, help="of each run (default: 30)")
     _add_model(parser, "mini")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", metavar="N", type=int, help="of the CPU, for a tick")
