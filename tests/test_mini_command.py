@@ -30,6 +30,8 @@ def test_what_cannot_be_used_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["moshivis.mini", *words])
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)  # both would last for the tests that follow
+    monkeypatch.setattr("moshivis.mini.parallel.keep_memory", lambda: None)
     try:
         status: object = main()
     except SystemExit as stop:

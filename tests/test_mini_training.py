@@ -58,7 +58,7 @@ def test_spoken_dialogue_holds_the_clips_where_it_says(spoken_codes: ClipCodes, 
 
 
 @needs_speech
-def test_a_recital_grades_only_what_is_determined(
+def test_a_recital_does_not_grade_how_facts_begin(
     spoken_codes: ClipCodes, world_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of every fact all words but the first two, or those after a claim, are targets; no audio under them is."""

@@ -353,7 +353,9 @@ def _bench_train(arguments: argparse.Namespace) -> int:
 
 
 def _bench_serve(arguments: argparse.Namespace) -> int:
-    need(("websockets", "sphn"), extra="serve", what="a conversation with a server")
+    from moshivis.commands.serve import NEEDED
+
+    need(NEEDED, extra="serve", what="the server")
     from moshivis.serve.bench import run_bench_serve
 
     return run_bench_serve(arguments)

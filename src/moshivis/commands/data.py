@@ -104,7 +104,7 @@ def _progress(console: Console) -> Iterator[OnProgress]:
 def _summary(packed: Tokenized, out: Path) -> dict[str, object]:
     manifest, tally = packed.manifest, packed.tally
     rows = {content: manifest.rows(content) for content in ("speech", "speechless", "pictures")}
-    return {"folder": str(out), **rows, "seconds": round(tally.seconds, 1), "skipped": len(tally.broken)}
+    return {"folder": str(out), **rows, "seconds": round(tally.seconds, 1), "skipped": manifest.skipped}
 
 
 def _print_report(console: Console, packed: Tokenized, out: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import webbrowser
 
 from rich.console import Console
+from rich.markup import escape
 
 from moshivis.extras import need
 
@@ -51,7 +52,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
     for warning in _warnings(local, certificate is not None, token is not None):
         console.print(f"moshivis: {warning}", style="yellow")
 
-    status = console.status(f"loading the model {arguments.model}")
+    status = console.status(escape(f"loading the model {arguments.model}"))
     status.start()
     try:
         assistant = load(

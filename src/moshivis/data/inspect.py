@@ -61,8 +61,9 @@ def inspect_line(source: Path, index: int, encoder: Encoder, form: Form = "plain
     try:
         return _inspect(parse_line(lines[index]), encoder, form)
     except InputError as error:
-        where = lines[index].where
-        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from error
+        if str(error).startswith(where := lines[index].where):
+            raise
+        raise InputError(f"{where}: {error}") from error
 
 
 def _inspect(entry: Entry, encoder: Encoder, form: Form) -> Inspected:

@@ -87,18 +87,14 @@ def note_path(folder: Path, number: int) -> Path:
 
 
 def read_done(folder: Path, number: int) -> Done | None:
-    """The note of a part that an earlier run has packed whole and whose files are all there, else None.
-
-    A conversation that was broken may have been mended since.
-    """
+    """The note of a part that an earlier run has finished and whose files are all there, else None."""
     try:
         fields = json.loads(note_path(folder, number).read_text(encoding="utf-8"))
         files = tuple(shard_file(file) for file in fields["files"])
         for file in files:
             check_size(folder, file)
         tally = Tally.from_json(fields["tally"])
-        done = Done(files=files, tally=tally, named=tuple(fields["named"]), stored=tuple(fields["stored"]))
-        return None if tally.broken else done
+        return Done(files=files, tally=tally, named=tuple(fields["named"]), stored=tuple(fields["stored"]))
     except (FileNotFoundError, ShardError, ValueError, KeyError, TypeError):
         return None  # the part is made again
 
@@ -109,6 +105,7 @@ def pack_part(part: Part, folder: Path, rules: Rules, encoder: Encoder, on_line:
     Raises InputError for a broken conversation unless they are skipped.
     """
     tally = Tally()
+    note_path(folder, part.number).unlink(missing_ok=True)  # an older one tells of files that are about to be replaced
     with open_part(folder, part.number, encoder.codebooks) as writer:
         packer = _Packer(part, rules, encoder, writer, tally)
         for line in part.lines:

@@ -93,6 +93,8 @@ def _pack(
     """Pack what no earlier run has packed; the notes of all parts."""
     done = {part.number: note for part in parts if (note := read_done(folder, part.number))}
     missing = [part for part in parts if part.number not in done]
+    if not missing:  # all were packed, and yet it was not the end: what was broken may have been mended
+        missing = [part for part in parts if done[part.number].tally.broken]
     finished = total - sum(len(part.lines) for part in missing)
 
     def count(new: int) -> None:
@@ -105,13 +107,10 @@ def _pack(
         else:
             done |= _pack_in_processes(missing, folder, rules, load, workers, count)
         # A picture that could not be read when its part was packed, or was another one then.
-        stored = {key for note in done.values() for key in note.stored}
-        for part in parts:
-            if not stored.issuperset(done[part.number].named):
-                pictures = frozenset(path for path in map(_picture, part.lines) if path is not None)
-                again = dataclasses.replace(part, pictures=pictures)
-                done[part.number] = pack_part(again, folder, rules, encoder, on_line=lambda: None)
-                stored.update(done[part.number].stored)
+        while (lacking := _lacking_pictures(parts, done)) is not None:
+            pictures = frozenset(path for path in map(_picture, lacking.lines) if path is not None)
+            again = dataclasses.replace(lacking, pictures=pictures)
+            done[lacking.number] = pack_part(again, folder, rules, encoder, on_line=lambda: None)
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written: {error.strerror or error}; run the same again to go on"
@@ -182,6 +181,12 @@ def _parts(lines: list[Line], lines_a_part: int) -> list[Part]:
         parts.append(Part(number=number, lines=chunk, pictures=frozenset(named - stored)))
         stored |= named
     return parts
+
+
+def _lacking_pictures(parts: list[Part], done: dict[int, Done]) -> Part | None:
+    """The first part with samples whose picture no part stores."""
+    stored = {key for note in done.values() for key in note.stored}
+    return next((part for part in parts if not stored.issuperset(done[part.number].named)), None)
 
 
 def _picture(line: Line) -> Path | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moshivis.errors import InputError
+from moshivis.extras import need
 from moshivis.layers.spectrogram import magnitude, mel_filterbank
 
 N_FFT, HOP, BANDS = 1024, 240, 80  # 100 frames a second at 24 kHz
@@ -106,10 +106,9 @@ def _perturb(x: Tensor) -> Tensor:
 def word_error_rate(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]) -> float:
     """Substitutions, insertions and deletions over the number of reference words, none of which may be empty.
 
-    Raises InputError if the extra `eval` is not installed.
+    Raises MoshivisError if the extra `eval` is not installed.
     """
-    try:
-        import jiwer
-    except ImportError as error:
-        raise InputError("measuring words needs jiwer: pip install 'moshivis[eval]'") from error
+    need(("jiwer",), extra="eval", what="measuring words")
+    import jiwer
+
     return jiwer.wer([" ".join(words) for words in references], [" ".join(words) for words in hypotheses])

@@ -50,7 +50,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -72,10 +73,10 @@ def _measure(arguments: argparse.Namespace) -> int:
     from moshivis.mini.listener import FILE, load_listener
     from moshivis.mini.measure import measure, report
 
-    need(("jiwer",), extra="eval", what="measuring words")
     checkpoint = load_model(arguments.model)
     listener = None
     if (arguments.model / FILE).exists():
+        need(("jiwer",), extra="eval", what="measuring words")
         listener = load_listener(arguments.model)
     else:
         print(f"{arguments.model} brings no {FILE}: its speech is not transcribed", file=sys.stderr)

@@ -58,7 +58,7 @@ class General:
 class AboutPictures:
     """A `Dataset`: generated conversations of one kind about `rows` of the pictures.
 
-    `short` of them, a share, end somewhere in their middle third.
+    `short` of them, a share, end where the assistant pauses, before two thirds of their length.
     """
 
     def __init__(self, kind: Kind, source: Source, pictures: Pictures, rows: range, short: float = 0.0):

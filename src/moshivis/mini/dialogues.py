@@ -47,7 +47,7 @@ TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn to speak, only not to disturb it
 # A recital is a told scene, or a picture, and facts about it, one after the other without being asked for and faster
 # than anybody speaks: looking things up and comparing is learnt from many times as many examples. The first words of a
-# fact, which only a question could tell, are no targets: nothing is learnt of when to speak, or about what.
+# fact, most of what only a question could tell, are no targets: little is learnt of when to speak, or about what.
 RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.35, 0.3
 RECITED, OPENING_WORDS = 10, 2
 BREATH = 2  # frames between a repeated claim and the answer

@@ -230,7 +230,7 @@ def scene_facts(scene: Scene, rng: random.Random, count: int) -> list[str]:
     'on the left is a blue star', 'green? The star is blue, so no'.
     """
     turns = (ask(scene, rng.choice(_RECITED), rng) for _ in range(count))
-    facts = [turn.answer[0].lower() + turn.answer[1:-1] for turn in turns if turn is not None]
+    facts = [re.sub(r"^(?!I )[A-Z]", lambda first: first[0].lower(), turn.answer)[:-1] for turn in turns if turn]
     if scene.writing:
         facts.insert(rng.randint(0, len(facts)), f"it says {spoken_text(scene.writing)}")
     return list(dict.fromkeys(facts))

@@ -63,9 +63,11 @@ def judge(turn: Turn, text: str) -> bool:
         return _judge_description(facts["present"], facts["writing"], text)
     if turn.family == "read":
         return _judge_reading(facts["text"], words.split())
-    repeated, _, text = text.rpartition("?")
-    if not _was_asked(turn.query, read_claims(repeated)):
-        return False
+    repeated = re.match(r"[^.!?]*\?", text)
+    if repeated is not None:
+        if not _was_asked(turn.query, read_claims(repeated[0])):
+            return False
+        text = text[repeated.end() :]
     claims = read_claims(text)
     if turn.family == "count":
         return _judge_count(facts, claims)
@@ -81,6 +83,8 @@ def _was_asked(query: Query, repeated: Claims) -> bool:
     asked = named_attributes(query)
     if query.claim:
         asked.setdefault(kind_of(query.claim), []).append(query.claim)
+    if repeated.verdict is not None or repeated.negated:
+        return False
     return all(values <= set(asked.get(kind, ())) for kind, values in repeated.stated.items())
 
 

@@ -141,6 +141,7 @@ class _Asker:
 
         Of those that it was interrupted in: the share that it fell silent in, and that it then answered rightly.
         """
+        describing = describing[: len(cases)]
         cases, pictures = cases[: len(describing)], pictures[: len(describing)]
         rate = self.model.config.codec.sample_rate
         pause = np.zeros(int(FALLS_IN_S * rate), np.float32)

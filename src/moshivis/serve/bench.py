@@ -6,7 +6,7 @@ behind skips frames and counts them; it never catches up in a burst. Clients tha
 conversation lacks that the server ended early, stay in the sums: all those frames count as late.
 
 A frame is late if it comes when a player that began 160 ms after the first frame had nothing left to play. Where
-clients skipped more than a hundredth of the frames, it was they who failed, and nothing is said to be sustained.
+clients skipped a hundredth of the frames or more, it was they who failed, and nothing is said to be sustained.
 Output: a table for people, then one line of JSON.
 """
 

@@ -87,7 +87,7 @@ def train(recipe: Recipe, sets: Sets | None = None, held_out: Sets | None = None
             leads=ranks.leads,
             flops_per_token=flops_per_token(ready.model.config, recipe),
             peak=None if peak is None else peak * ranks.count,
-            console=Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet),
+            console=Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=quiet),
         )
         try:
             if trainer.progress.step:
