@@ -201,6 +201,7 @@ def test_a_killed_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="not finite at step"):
         Stage(tmp_path).train(3, {}, lambda step: {"loss": float("nan")})
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_workers_average_their_gradients(tmp_path: Path) -> None:

@@ -182,6 +182,22 @@ def test_answers(fields: dict[str, Any], expected: str | None) -> None:
     assert reply(SCENE, **fields) == expected
 
 
+def test_existence_cannot_be_told_from_single_words() -> None:
+    """What is asked for may be seen in two things, but not in one; the ground's colour is not asked for by itself."""
+    rng = random.Random(0)
+    verdicts: Counter[str] = Counter()
+    for _ in range(3000):
+        scene = sample_scene(rng)
+        turn = ask(scene, "yes_no", rng)
+        assert turn is not None
+        query = turn.query
+        assert query.shape or query.colour != scene.background
+        shapes, colours = {thing.shape for thing in scene.objects}, {thing.colour for thing in scene.objects}
+        if not query.claim and query.shape in shapes and query.colour in colours:
+            verdicts[turn.facts["verdict"]] += 1
+    assert verdicts["no"] > 0.2 * verdicts["yes"] > 20
+
+
 def test_a_question_that_could_mean_two_objects_has_no_answer() -> None:
     scene = Scene((BLUE_STAR, GREEN_STAR))
     assert reply(scene, family="colour", shape="star") is None
@@ -324,6 +340,8 @@ def test_an_answer_with_another_fact_is_wrong(seed: int, family: str) -> None:
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "No, it is red.", False),
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "The star is not green, so no.", True),
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "There is no star, so no.", False),
+        ({"family": "yes_no", "shape": "heart", "colour": "green"}, "No.", True),
+        ({"family": "yes_no", "shape": "heart", "colour": "green"}, "Yes.", False),
         ({"family": "yes_no", "shape": "star", "claim": "blue"}, "Yes, no.", False),
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "Is the star green? No.", True),
         ({"family": "yes_no", "shape": "star", "claim": "green"}, "Red? The star is blue, so no.", False),

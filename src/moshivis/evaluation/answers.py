@@ -21,7 +21,7 @@ from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextT
 
 GREETING_FRAMES = 56  # the question starts at the latest now
 PAUSE_FRAMES = 8  # this long without a word ends a sentence
-ANSWER_FRAMES = 75  # an answer that is not over by now runs away
+ANSWER_FRAMES = 150  # an answer that is not over by now runs away; four things take up to 107 frames to describe
 WRITTEN_TOKENS = 48  # of a greeting or an answer, at most
 
 

@@ -9,6 +9,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -117,7 +118,10 @@ def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
     One question in ten asks about something that is not there; half of the yes_no questions are answered by yes.
     """
     for _ in range(_ATTEMPTS):
-        turn = answer(sample_query(family, rng, scene), scene)
+        query = sample_query(family, rng, scene)
+        if family == "yes_no" and not query.shape and query.colour == scene.background:
+            continue  # is the ground "anything white"?
+        turn = answer(query, scene)
         if turn is not None:
             return turn
     return None
@@ -148,7 +152,7 @@ def sample_query(family: str, rng: random.Random, scene: Scene | None = None) ->
         return Query(family=family, phrasing=phrasing, **_named_by(target, _weighted(_REFERENCES[family], rng)))
     if family == "yes_no" and rng.random() < 0.5:
         return _existence_query(target, phrasing, rng, scene)
-    return _claim_query(family, target, phrasing, rng)
+    return _claim_query(family, target, phrasing, rng, scene)
 
 
 def _existence_query(target: SceneObject, phrasing: int, rng: random.Random, scene: Scene | None) -> Query:
@@ -156,12 +160,23 @@ def _existence_query(target: SceneObject, phrasing: int, rng: random.Random, sce
     if rng.random() < 0.5:  # another colour or shape than the target's: mostly not there
         other = rng.choice(("shape", "colour")) if len(kinds) == 2 else kinds[0]
         values = SHAPES if other == "shape" else COLOURS
-        shown = {getattr(thing, other) for thing in scene.objects} if scene else set()
-        target = SceneObject(**{**vars(target), other: rng.choice([v for v in values if v not in shown])})
+        elsewhere = _values_elsewhere(other, target, scene) if len(kinds) == 2 else []
+        if not elsewhere or rng.random() < 0.5:
+            shown = {getattr(thing, other) for thing in scene.objects} if scene else set()
+            elsewhere = [value for value in values if value not in shown]
+        target = replace(target, **{other: rng.choice(elsewhere)})
     return Query(family="yes_no", phrasing=phrasing, **_named_by(target, kinds))
 
 
-def _claim_query(family: str, target: SceneObject, phrasing: int, rng: random.Random) -> Query:
+def _values_elsewhere(kind: str, target: SceneObject, scene: Scene | None) -> list[str]:
+    """Other values than the target's that something in the scene has: they are seen, but not there."""
+    shown = {getattr(thing, kind) for thing in scene.objects} if scene else set()
+    return sorted(shown - {None, getattr(target, kind)})
+
+
+def _claim_query(
+    family: str, target: SceneObject, phrasing: int, rng: random.Random, scene: Scene | None = None
+) -> Query:
     if family == "yes_no":
         kind = rng.choice(("colour", "colour", "place", "size", "shape"))
     else:
@@ -171,7 +186,10 @@ def _claim_query(family: str, target: SceneObject, phrasing: int, rng: random.Ra
     if family == "yes_no" and actual and rng.random() < 0.5:
         claim = actual
     else:
-        claim = rng.choice([value for value in _VALUES[kind] if value != actual])
+        elsewhere = _values_elsewhere(kind, target, scene)
+        if not elsewhere or rng.random() < 0.5:
+            elsewhere = [value for value in _VALUES[kind] if value != actual]
+        claim = rng.choice(elsewhere)
     return Query(family=family, phrasing=phrasing, claim=claim, **named)
 
 

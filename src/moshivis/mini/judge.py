@@ -161,7 +161,7 @@ def _judge_claims(facts: dict[str, Any], claims: Claims) -> bool:
         elif claims.denied.get(kind, set()) & allowed:
             return False
     if facts["missing"]:
-        return claims.negated
+        return claims.negated or claims.verdict == "no"
     if "count_allowed" in facts:
         return claims.stated.get("number", set()) <= {NUMBERS[facts["count_allowed"]]}
     states_nothing = not any(claims.stated.values())

@@ -137,11 +137,12 @@ class _Asker:
         speakers: Sequence[voices.Voice],
         rng: random.Random,
     ) -> dict:
-        """As many `cases` as there are `describing`, asked while the assistant describes the picture.
+        """As many `cases` as there are `describing`, asked while the assistant describes several things.
 
-        Of those that it was interrupted in: the share that it fell silent in, and that it then answered rightly.
+        Of those that it was interrupted in: the share that it fell silent in, and that it then answered rightly. A
+        question that is over before it need be silent does not count.
         """
-        describing = describing[: len(cases)]
+        describing = [case for case in describing if len(case.scene.objects) > 1][: len(cases)]
         cases, pictures = cases[: len(describing)], pictures[: len(describing)]
         rate = self.model.config.codec.sample_rate
         pause = np.zeros(int(FALLS_IN_S * rate), np.float32)
@@ -150,7 +151,8 @@ class _Asker:
         silent, right = [], []
         for case, question, answer in zip(cases, second, self.spoken(cases, pictures, waves), strict=True):
             begin = -(len(question) // self.model.config.codec.frame_size)  # frames before the question's end
-            if any(begin - STOP_FRAMES <= frame < begin for frame, _ in answer.tokens):
+            was_talking = any(begin - STOP_FRAMES <= frame < begin for frame, _ in answer.tokens)
+            if was_talking and -begin >= STOP_FRAMES + 5:
                 silent.append(not any(begin + STOP_FRAMES <= frame < 0 for frame, _ in answer.tokens))
                 late = [token for frame, token in answer.tokens if frame >= 0]
                 right.append(judge(case.turn, self.tokenizer.decode(late)))

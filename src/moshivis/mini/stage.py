@@ -90,10 +90,10 @@ class Stage:
             self.step += 1
             count += 1
             now = time.monotonic()
+            if not all(map(math.isfinite, sums.values())):  # before anything of it is saved
+                raise FloatingPointError(f"{self.folder.name}: a loss is not finite at step {self.step}: {sums}")
             if now - logged > LOG_SECONDS or self.step == total:
                 means = {name: value / count for name, value in sums.items()}
-                if not all(map(math.isfinite, means.values())):
-                    raise FloatingPointError(f"{self.folder.name}: a loss is not finite at step {self.step}: {means}")
                 self.log(**means, total=total, ms_per_step=round((now - logged) / count * 1e3), seconds=now - begun)
                 sums, count, logged = {}, 0, now
             if now - saved > CHECKPOINT_SECONDS or self.step == total:
