@@ -295,8 +295,8 @@ def test_a_config_is_fetched_without_weights(folder: Path, tmp_path: Path, monke
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     monkeypatch.setattr("huggingface_hub.file_exists", lambda repository, name: repository == "owner/released")
     assert load_config("hf://owner/ours") == CONFIG
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump(FLAT))
-    assert load_config("owner/released", allow_download=True).speech_lm.backbone.dim == FLAT["dim"]
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump({**released_config.RELEASED, "context": 99}))
+    assert load_config("owner/released", allow_download=True).speech_lm.backbone.context == 99
     with pytest.raises(CheckpointError, match="holds no model"):
         load_config("hf://owner/other")
 
