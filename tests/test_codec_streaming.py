@@ -117,6 +117,28 @@ def test_beyond_the_window_a_stream_goes_on_and_sees_less_than_offline(decoder: 
     assert 1e-4 < difference < 0.5 * offline.abs().amax()
 
 
+@given(decoder=decoders, chunks=st.lists(st.integers(1, 20), min_size=1, max_size=4), seed=SEEDS)
+@CHECKED
+def test_with_room_for_them_calls_of_many_frames_give_what_calls_of_one_give(
+    decoder: Decoder, chunks: list[int], seed: int
+) -> None:
+    """Also beyond the window, and in calls that are longer than it."""
+    codec = make_codec(decoder, False)
+    x = wave(seed, 2, sum(chunks) * FRAME)
+
+    def streamed(frames: int, calls: list[int]) -> tuple[Tensor, Tensor]:
+        ears, mouth = codec.new_encoder_state(2, frames=frames), codec.new_decoder_state(2, frames=frames)
+        pieces = x.split([call * FRAME for call in calls], dim=-1)
+        latent = torch.cat([codec.encode_step_to_latent(ears, piece) for piece in pieces], -1)
+        codes = codec.quantizer.encode(latent, 4)
+        return latent, torch.cat([codec.decode_step(mouth, piece) for piece in codes.split(calls, dim=-1)], -1)
+
+    for many, single in zip(streamed(20, chunks), streamed(1, [1] * sum(chunks)), strict=True):
+        close(many, single)
+    with pytest.raises(ValueError, match="at most 20 frames"):
+        codec.encode_step(codec.new_encoder_state(2, frames=20), wave(0, 2, 21 * FRAME))
+
+
 @given(
     decoder=decoders,
     latent_norm=st.booleans(),

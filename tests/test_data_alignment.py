@@ -48,6 +48,12 @@ def test_what_lies_behind_the_end_is_counted(tiny_tokenizer: TextTokenizer) -> N
     assert (aligned.lost, aligned.unspelt) == (2 * len(pieces) - 1, 1)
 
 
+def test_a_word_that_loses_a_sign_is_counted(tiny_tokenizer: TextTokenizer) -> None:
+    aligned = align([Word("hell日o", 0.0, 0.1)], tiny_tokenizer, 20)
+    assert tiny_tokenizer.decode(aligned.text.tolist()) == "hello"
+    assert aligned.unspelt == 1
+
+
 def test_the_begin_of_a_frame_lies_in_it() -> None:
     for frame in range(3000):
         assert frame_of(frame / FRAME_RATE) == frame_of(round(frame * 0.08, 2)) == frame

@@ -12,10 +12,12 @@ import soundfile
 import torch
 
 from data_support import write_corpus, write_recording
-from moshivis.data.encode import encode_recording, stereo_blocks
+from moshivis.checkpoints.load import load_model
+from moshivis.data.encode import BLOCK_FRAMES, encode_recording, stereo_blocks
+from moshivis.data.inspect import decode
 from moshivis.data.layout import Dialogue, Line, Recording, Turn, parse_line, read_lines, read_words
 from moshivis.errors import InputError
-from moshivis.model import MoshiVis
+from moshivis.inference.conversation import EMBEDDED
 
 
 def parse(fields: Any) -> Recording | Dialogue:
@@ -45,6 +47,12 @@ def test_lines_of_both_kinds() -> None:
         ({"turns": ["hello"]}, "turn 1 has the role None"),
         ({"turns": [{"role": "user", "text": "a"}, {"role": "system", "text": "b"}]}, "turn 2 has the role 'system'"),
         ({"turns": [{"role": "user", "text": "  "}]}, "turn 1 has no text"),
+        ({"turns": [{"role": "user", "text": "a", "image": "a.png"}]}, 'turn 1 has an "image"; a conversation has one'),
+        ({"turns": [{"role": "user", "text": "a"}], "path": "a.wav", "duration": 1}, 'both "path" and "turns"'),
+        (
+            {"path": "a.wav", "duration": 1, "images": ["a.png"]},
+            'there is "images", but the key of a picture is "image"',
+        ),
     ],
 )
 def test_a_wrong_line_is_named(fields: Any, message: str) -> None:
@@ -102,6 +110,19 @@ def test_words_of_both_sides_and_the_turns_they_make(tmp_path: Path) -> None:
     assert words.turns() == (Turn("user", "is it"), Turn("assistant", "yes it"))
 
 
+def test_an_interjection_does_not_end_a_turn(tmp_path: Path) -> None:
+    spoken = [("the", 0.0), ("star", 0.3), ("is", 0.6), ("blue", 0.9), ("and", 2.0)]
+    alignments = [[word, [start, start + 0.2], "SPEAKER_MAIN"] for word, start in spoken]
+    alignments += [["mhm", [0.4, 0.6], "SPEAKER_00"], ["what", [1.2, 1.5], "SPEAKER_00"]]
+    turns = read_words(recording_with(tmp_path, {"alignments": alignments})).turns()
+    assert turns == (
+        Turn("assistant", "the star is blue"),
+        Turn("user", "mhm"),
+        Turn("user", "what"),
+        Turn("assistant", "and"),
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -143,24 +164,31 @@ def test_blocks_are_the_recording(tmp_path: Path, rate: int) -> None:
     assert np.abs(joined[:, length + 10 :]).max() < 0.01
 
 
-def test_codes_are_those_of_a_live_conversation(tiny_model: MoshiVis, tmp_path: Path) -> None:
-    write_recording(tmp_path / "a.wav", 2.5)
-    codec = tiny_model.codec
-    codes = encode_recording(tmp_path / "a.wav", codec, 3)
-    assert codes.shape == (2, 3, 32)
+def test_codes_are_those_of_a_live_conversation(tmp_path: Path) -> None:
+    """The embedded codec's window is shorter than a block, and what it sees of the past decides many of its codes."""
+    codec, rng = load_model(EMBEDDED["mini"]).model.codec, np.random.default_rng(0)
+    envelope = 0.1 * np.abs(np.sin(np.arange(12 * 1920 * 5) / 3000))
+    soundfile.write(tmp_path / "a.wav", rng.standard_normal((len(envelope), 2)) * envelope[:, None], 24000)
+    codes = encode_recording(tmp_path / "a.wav", codec, codec.config.num_codebooks)
+    assert codes.shape == (2, 6, 60)
     assert codes.dtype == np.int16
+    assert BLOCK_FRAMES > codec.config.transformer.context // codec.config.resample_stride
     state = codec.new_encoder_state(1)
     right = np.concatenate(list(stereo_blocks(tmp_path / "a.wav", 24000, 1920, 1)), axis=1)[1]
     with torch.inference_mode():
-        frames = [codec.encode_step(state, torch.from_numpy(frame)[None, None]) for frame in np.split(right, 32)]
-    assert np.array_equal(codes[1], torch.cat(frames, dim=-1)[0].numpy())
+        frames = [codec.encode_step(state, torch.from_numpy(frame)[None, None]) for frame in np.split(right, 60)]
+        live = torch.cat(frames, dim=-1)
+        state = codec.new_decoder_state(1)
+        heard = torch.cat([codec.decode_step(state, frame) for frame in live.split(1, dim=-1)], dim=-1)
+    assert (codes[1] == live[0].numpy()).mean() > 0.99  # a code may hang on the last bit
+    assert np.allclose(decode(live[0].numpy(), codec), heard[0, 0].numpy(), atol=1e-3)
 
 
 def test_recordings_that_cannot_be_used(tmp_path: Path) -> None:
     def blocks(path: Path) -> None:
         list(stereo_blocks(path, 24000, 1920, 5))
 
-    with pytest.raises(InputError, match=r"none.wav is not audio"):
+    with pytest.raises(InputError, match=r"there is no .*none.wav"):
         blocks(tmp_path / "none.wav")
     (tmp_path / "text.wav").write_text("no sound")
     with pytest.raises(InputError, match=r"text.wav is not audio"):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from data_support import Numbered, same, sample
 from moshivis.data.concat import Concatenated
 from moshivis.data.cut import cut, cut_points, join
+from moshivis.data.excerpt import Excerpts
 from moshivis.data.mixture import BLOCK, Mixture, shares
-from moshivis.data.sample import Kind
+from moshivis.data.sample import Kind, Sample
 from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING
 
@@ -51,6 +52,35 @@ def test_shares_add_up(weights: list[float], total: int) -> None:
     counts = shares(weights, total)
     assert sum(counts) == total
     assert all(abs(count - total * weight / sum(weights)) <= 1 for count, weight in zip(counts, weights, strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(("speech", "speechless")), st.integers(0, 9))
+def test_of_long_samples_every_position_gives_a_piece(length: int, longest: int, kind: Kind, seed: int) -> None:
+    whole = Numbered(kind=kind, length=length, image="a")
+    excerpts = Excerpts(whole, longest=longest, seed=seed)
+    for position in range(8):
+        piece, full = excerpts[position], whole[position]
+        assert 0 < len(piece) <= longest and piece.image == "a"
+        begins = [*cut_points(full)[:-1], max(0, length - longest)]
+        pieces = [cut(full, begin, begin + longest) for begin in begins]
+        assert any(same(piece, one) for one in pieces) and same(piece, excerpts[position])
+
+
+def test_all_of_a_long_recording_is_learnt_from() -> None:
+    """Epoch by epoch: its last frames come as well as its first."""
+    text = np.arange(400, dtype=np.int32) % 7 + 4
+    text[::8] = END_OF_PADDING
+    long = Sample(text=text, speaker=np.ones(400, np.uint8), audio=np.arange(400, dtype=np.int16)[None])
+
+    class Long(Numbered):
+        def __getitem__(self, position: int) -> Sample:
+            return long
+
+    excerpts = Excerpts(Long(), longest=100)
+    seen = [audio[0] for position in range(60) if (audio := excerpts[position].audio) is not None]
+    assert all(piece[0] % 8 == 0 for piece in seen)
+    assert set(np.concatenate(seen)) >= set(range(400))
 
 
 def test_a_picture_is_found_in_its_data_set() -> None:

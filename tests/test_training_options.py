@@ -276,12 +276,12 @@ def test_what_is_kept_for_speed_and_for_reading_does_not_stop_a_run(
     assert len([line for line in caplog.messages if "features are not kept on disk" in line]) == 1
 
 
-@pytest.mark.parametrize("train", ["lora", "all"])
-def test_validation_measures_and_generates(run: Any, packed: Path, train: str) -> None:
+@pytest.mark.parametrize(("train", "compiled"), [("lora", False), ("all", False), ("all", True)])
+def test_validation_measures_and_generates(run: Any, packed: Path, train: str, compiled: bool) -> None:
     both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
     more = {"loss__codebooks": 3} if train == "all" else {}
     options = {"every": 2, "datasets": both, "rows": 5, "samples": 2}
-    out = run(validation=options, precision="bf16", train=train, **more)
+    out = run(validation=options, precision="bf16", train=train, compile=compiled, **more)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     (found,) = [line for line in lines if "held_out_speech_text" in line]
     assert found["step"] == 2 and found["held_out_speech_audio"] > 0 and found["held_out_speechless_text"] > 0
@@ -366,8 +366,11 @@ def test_data_of_another_model_is_refused(tiny_model: MoshiVis, packed: Path, ru
         run(base="mini")
 
 
-def test_fsdp_trains_everything_on_two_ranks(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("p_audio", [0.25, 0], ids=["both kinds", "written alone"])
+def test_fsdp_trains_everything_on_two_ranks(p_audio: float, tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    """Without speech the depth transformer is not trained, but sharded and saved all the same."""
     changes = {"steps": 3, "train": "all", "loss.codebooks": 3, "parallel": "fsdp", "optimiser.ema": 0.5}
+    changes["data.p_audio"] = p_audio
     train(recipe(tiny_folder, packed, tmp_path / "one", changes), quiet=True)
     run_ranks(recipe_data(tiny_folder, packed, tmp_path / "two", changes), 2)
     one, two = (load_model(tmp_path / name / "model").model.state_dict() for name in ("one", "two"))

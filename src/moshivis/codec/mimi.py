@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from moshivis.codec.istft import ISTFTDecoder
 from moshivis.codec.quantizer import SplitQuantizer
 from moshivis.codec.seanet import SEANetDecoder, SEANetEncoder
-from moshivis.codec.transformer import CodecTransformer
+from moshivis.codec.transformer import CodecTransformer, TransformerState
 from moshivis.config import CodecConfig
 from moshivis.layers.conv import CausalConv1d, CausalConvTranspose1d
 
@@ -26,7 +26,7 @@ class CodecState:
     """Memory of a batch of streams, of the encoder or of the decoder."""
 
     convolutions: Any
-    transformer: Any
+    transformer: TransformerState
     resample: Any
 
     def reset(self, rows: Tensor) -> None:
@@ -104,15 +104,23 @@ class Mimi(nn.Module):
 
     # streams ----------------------------------------------------------------------------------------------------
 
-    def new_encoder_state(self, batch: int) -> CodecState:
-        return CodecState(
-            self.encoder.new_state(batch), self.encoder_transformer.new_state(batch), self.downsample.new_state(batch)
-        )
+    def new_encoder_state(self, batch: int, *, frames: int = 1) -> CodecState:
+        """Memory of `batch` new streams.
 
-    def new_decoder_state(self, batch: int) -> CodecState:
-        return CodecState(
-            self.decoder.new_state(batch), self.decoder_transformer.new_state(batch), self.upsample.new_state(batch)
-        )
+        With `frames` above 1 a call may bring so many, and gives what calls of one frame each would. Without, the first
+        frames of a call that brings many see less of the past than a live conversation's do, as in the released code.
+        """
+        transformer = self._transformer_state(self.encoder_transformer, batch, frames)
+        return CodecState(self.encoder.new_state(batch), transformer, self.downsample.new_state(batch))
+
+    def new_decoder_state(self, batch: int, *, frames: int = 1) -> CodecState:
+        """As `new_encoder_state`."""
+        transformer = self._transformer_state(self.decoder_transformer, batch, frames)
+        return CodecState(self.decoder.new_state(batch), transformer, self.upsample.new_state(batch))
+
+    def _transformer_state(self, transformer: CodecTransformer, batch: int, frames: int) -> TransformerState:
+        stride = self.config.resample_stride
+        return transformer.new_state(batch, spare=(frames - 1) * stride, group=stride)
 
     def encode_step(
         self, state: CodecState, wave: Tensor, active: Tensor | None = None, num_codebooks: int | None = None
@@ -130,14 +138,14 @@ class Mimi(nn.Module):
         """As `encode_step`, but the latent [B, D, n] before the quantizer."""
         if wave.shape[-1] == 0 or wave.shape[-1] % self.config.frame_size:
             raise ValueError(f"feed whole frames of {self.config.frame_size} samples, not {wave.shape[-1]}")
-        self._check_frames(wave.shape[-1] // self.config.frame_size)
+        self._check_frames(state, wave.shape[-1] // self.config.frame_size)
         x = self.encoder.step(state.convolutions, wave, active)
         x = self.encoder_transformer.step(state.transformer, x, active)
         return self._normalise(self.downsample.step(state.resample, x, active))
 
     def decode_step(self, state: CodecState, codes: Tensor, active: Tensor | None = None) -> Tensor:
         """The next codes [B, K, n] of every stream -> waveform [B, 1, n * frame_size]; errors as in `encode_step`."""
-        self._check_frames(codes.shape[-1])
+        self._check_frames(state, codes.shape[-1])
         x = self.quantizer.decode(self._check_codes(codes))
         x = self.upsample.step(state.resample, x, active)
         x = self.decoder_transformer.step(state.transformer, x, active)
@@ -156,8 +164,8 @@ class Mimi(nn.Module):
             raise ValueError(f"the codec has 1 to {self.quantizer.num_codebooks} codebooks, not {number}")
         return number
 
-    def _check_frames(self, frames: int) -> None:
-        most = self.config.transformer.context // self.config.resample_stride
+    def _check_frames(self, state: CodecState, frames: int) -> None:
+        most = state.transformer.ring.longest // self.config.resample_stride
         if frames > most:
             raise ValueError(f"one call may feed at most {most} frames (the attention window), not {frames}")
 

@@ -70,13 +70,14 @@ class CodecTransformer(nn.Module):
     def _blocks(self) -> list[CodecTransformerLayer]:
         return cast(list[CodecTransformerLayer], list(self.layers))
 
-    def new_state(self, batch: int) -> TransformerState:
+    def new_state(self, batch: int, *, spare: int = 0, group: int = 1) -> TransformerState:
+        """`spare` and `group` as in `Ring`."""
         context = self.config.context
-        layers = [layer.self_attn.new_state(batch, context) for layer in self._blocks()]
-        return TransformerState(Ring.new(batch, context, layers[0].keys.device), layers)
+        layers = [layer.self_attn.new_state(batch, context + spare) for layer in self._blocks()]
+        return TransformerState(Ring.new(batch, context, layers[0].keys.device, spare=spare, group=group), layers)
 
     def step(self, state: TransformerState, x: Tensor, active: Tensor | None = None) -> Tensor:
-        """The next T steps of every row. Raises ValueError if T exceeds the attention context."""
+        """The next T steps of every row. Raises ValueError if T is more than the ring of `state` allows."""
         view = state.ring.view(x.shape[-1])
         rope = rotation(view.positions, self.head_dim, self.config.max_period)
         y = x.transpose(1, 2)

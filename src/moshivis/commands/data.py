@@ -18,6 +18,7 @@ from moshivis.checkpoints.codec import load_codec
 from moshivis.checkpoints.load import find_folder
 from moshivis.data.encode import Encoder
 from moshivis.data.inspect import inspect_line, inspect_shards
+from moshivis.data.layout import SPEAKER_MAIN
 from moshivis.data.part import Rules
 from moshivis.data.sample import Speaker
 from moshivis.data.tokenize import REPORT, OnProgress, Tokenized, tokenize
@@ -104,7 +105,14 @@ def _progress(console: Console) -> Iterator[OnProgress]:
 def _summary(packed: Tokenized, out: Path) -> dict[str, object]:
     manifest, tally = packed.manifest, packed.tally
     rows = {content: manifest.rows(content) for content in ("speech", "speechless", "pictures")}
-    return {"folder": str(out), **rows, "seconds": round(tally.seconds, 1), "skipped": manifest.skipped}
+    return {
+        "folder": str(out),
+        **rows,
+        "seconds": round(tally.seconds, 1),
+        "skipped": manifest.skipped,
+        "mute": tally.mute,
+        "unspelt": tally.unspelt,
+    }
 
 
 def _print_report(console: Console, packed: Tokenized, out: Path) -> None:
@@ -113,11 +121,25 @@ def _print_report(console: Console, packed: Tokenized, out: Path) -> None:
         f"{out}: {manifest.rows('speech')} speech samples ({tally.seconds / 3600:.2f} h), "
         f"{manifest.rows('speechless')} speechless ones, {manifest.rows('pictures')} pictures"
     )
-    if tally.words:
+    if packed.earlier:
         console.print(
-            f"{tally.words} words of the assistant: {tally.late} begin after their frame, "
-            f"{tally.unspelt} cannot be spelt; {tally.lost} pieces lie behind the end",
+            f"It was packed before, and nothing was read again; to pack anew, remove {out} first", style="bold"
+        )
+    if manifest.rows("speech"):
+        console.print(
+            f"{tally.words} words of the assistant: {tally.late} begin after their frame; "
+            f"{tally.lost} pieces lie behind the end",
             style="dim",
+        )
+    if tally.mute:
+        console.print(
+            f"In {tally.mute} recordings nobody but the user says a word: the assistant's words need the speaker "
+            f"{SPEAKER_MAIN}",
+            style="bold",
+        )
+    if tally.unspelt:
+        console.print(
+            f"{tally.unspelt} words have signs that this model's vocabulary lacks, and lose them", style="bold"
         )
     if tally.broken:
         console.print(f"{len(tally.broken)} conversations were left out, all listed in {out / REPORT}:", style="bold")

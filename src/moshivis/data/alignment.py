@@ -35,7 +35,7 @@ class Alignment:
     text: np.ndarray  # [T] int32
     late: int  # words that begin after their frame, because the one before was not finished
     lost: int  # pieces that would stand behind the last frame
-    unspelt: int  # words that the vocabulary cannot spell at all
+    unspelt: int  # words with signs that the vocabulary lacks: these signs are left out
 
 
 def frame_of(seconds: float) -> int:
@@ -53,8 +53,8 @@ def align(words: Iterable[Word], tokenizer: TextTokenizer, frames: int) -> Align
     free = 0  # the first frame behind all pieces so far
     for word in sorted(words, key=lambda word: word.start):
         pieces = tokenizer.encode(word.text.strip())
+        unspelt += not tokenizer.spells(word.text.strip())
         if not tokenizer.decode(pieces):
-            unspelt += 1
             continue
         spoken = max(0, frame_of(word.start))
         begin = max(spoken, free)

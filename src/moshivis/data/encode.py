@@ -1,7 +1,7 @@
 """Speech samples from recordings: the codes of both channels, and the assistant's words in the text stream.
 
-A recording is decoded, resampled and encoded block by block, so its length costs no memory. The codec hears it as it
-hears a live conversation: frame by frame, with the memory of its stream.
+A recording is decoded, resampled and encoded block by block, so its length costs no memory. The codec gives the codes
+that it gives in a live conversation, which it hears frame by frame.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moshivis.data.sample import Sample, Speaker
 from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
 
-BLOCK_FRAMES = 25  # encoded by one call, if the codec's attention window allows
+BLOCK_FRAMES = 25  # encoded by one call
 DURATION_SLACK = 0.5  # seconds by which a recording may differ from what its line says
 
 
@@ -52,7 +52,10 @@ class SpeechSample:
 def speech_sample(
     recording: Recording, words: SpokenWords, encoder: Encoder, *, image: str | None = None
 ) -> SpeechSample:
-    """Encode a recording. Raises InputError if it is no stereo recording of the length that its line says."""
+    """Encode a recording.
+
+    Raises InputError if it is no stereo recording of the length that its line says, or if words begin after its end.
+    """
     own, user = encoder.own_codebooks, encoder.user_codebooks
     codes = encode_recording(recording.audio, encoder.codec, max(own, user))  # [2, K, T]
     frames = codes.shape[-1]
@@ -62,6 +65,12 @@ def speech_sample(
             f"{recording.where}: {recording.audio} lasts {seconds:.1f} s, but the line says {recording.duration:g} s; "
             "if the recording is whole, correct the line"
         )
+    for word in words.assistant[-1:]:
+        if word.start > seconds + DURATION_SLACK:
+            raise InputError(
+                f"{recording.where}: {word.text!r} begins at {word.start:g}, but {recording.audio} lasts "
+                f"{seconds:.1f} s; times are in seconds from its begin"
+            )
     aligned = align(words.assistant, encoder.tokenizer, frames)
     speaker = np.where(aligned.text == PADDING, Speaker.NOBODY, Speaker.ASSISTANT).astype(np.uint8)
     audio = np.concatenate([codes[0, :own], codes[1, :user]])
@@ -76,10 +85,9 @@ def encode_recording(path: Path, codec: Mimi, num_codebooks: int) -> np.ndarray:
     """Codes [2, K, T] int16 of both channels; the last frame is filled with silence."""
     config = codec.config
     device = next(codec.parameters()).device
-    frames = min(BLOCK_FRAMES, config.transformer.context // config.resample_stride)
-    state = codec.new_encoder_state(2)
+    state = codec.new_encoder_state(2, frames=BLOCK_FRAMES)
     codes = []
-    for block in stereo_blocks(path, config.sample_rate, config.frame_size, frames):
+    for block in stereo_blocks(path, config.sample_rate, config.frame_size, BLOCK_FRAMES):
         wave = torch.from_numpy(block)[:, None].to(device)
         codes.append(codec.encode_step(state, wave, num_codebooks=num_codebooks).cpu())
     return torch.cat(codes, dim=-1).numpy().astype(np.int16)
@@ -126,4 +134,6 @@ def _resampled(path: Path, sample_rate: int, size: int) -> Iterator[np.ndarray]:
             if resampler is not None:
                 yield np.clip(resampler.resample_chunk(np.zeros((0, 2), np.float32), last=True), -1, 1)
     except (soundfile.LibsndfileError, OSError) as error:
+        if not path.exists():
+            raise InputError(f"there is no {path}") from None
         raise InputError(f"{path} is not audio that can be read (WAV, FLAC, OGG): {error}") from error

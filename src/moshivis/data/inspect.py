@@ -112,11 +112,9 @@ def inspect_shards(folder: Path, index: int, encoder: Encoder, kind: Kind | None
 @torch.inference_mode()
 def decode(codes: np.ndarray, codec: Mimi) -> np.ndarray:
     """Codes [K, T] -> waveform [T * frame_size] float32; unknown codes count as the first of their book."""
-    config = codec.config
     device = next(codec.parameters()).device
-    frames = min(BLOCK_FRAMES, config.transformer.context // config.resample_stride)
-    state = codec.new_decoder_state(1)
-    blocks = torch.from_numpy(codes.astype(np.int64)).clamp(min=0)[None].to(device).split(frames, dim=-1)
+    state = codec.new_decoder_state(1, frames=BLOCK_FRAMES)
+    blocks = torch.from_numpy(codes.astype(np.int64)).clamp(min=0)[None].to(device).split(BLOCK_FRAMES, dim=-1)
     wave = torch.cat([codec.decode_step(state, block) for block in blocks], dim=-1)
     return wave[0, 0].float().cpu().numpy()
 

@@ -11,7 +11,6 @@ A dialogue in writing: `{"turns": [{"role": "user", "text": "What is this?"}, â€
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from moshivis.data.alignment import Word
 from moshivis.errors import InputError
 
 SPEAKER_MAIN = "SPEAKER_MAIN"
+_PAUSE = 0.3  # seconds of silence that end a turn which the other side speaks into
+_NOT_IMAGE = ("images", "picture", "pictures", "img", "image_path")
 Role = Literal["user", "assistant"]
 
 
@@ -92,9 +93,16 @@ def parse_line(line: Line) -> Entry:
     if not isinstance(fields, dict):
         raise InputError(f"{where}: this line is no JSON object, as it should be")
     image = fields.get("image")
+    for name in _NOT_IMAGE:
+        if name in fields and image is None:
+            raise InputError(
+                f'{where}: there is "{name}", but the key of a picture is "image", a path; one a conversation'
+            )
     if image is not None and not (isinstance(image, str) and image):
         raise InputError(f"{where}: image must be the path of a picture, not {image!r}; leave it out if there is none")
     picture = None if image is None else folder / image
+    if "turns" in fields and "path" in fields:
+        raise InputError(f'{where}: there are both "path" and "turns"; give the words of a recording in its .json file')
     if "turns" in fields:
         return Dialogue(where=where, turns=_parse_turns(fields["turns"], where), image=picture)
     path, duration = fields.get("path"), fields.get("duration")
@@ -115,6 +123,8 @@ def _parse_turns(turns: Any, where: str) -> tuple[Turn, ...]:
             raise InputError(f"{where}: turn {number} has the role {role!r}; it must be user or assistant")
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{where}: turn {number} has no text")
+        if "image" in turn:
+            raise InputError(f'{where}: turn {number} has an "image"; a conversation has one, beside its "turns"')
         parsed.append(Turn(cast(Role, role), _text(text).strip()))
     return tuple(parsed)
 
@@ -130,12 +140,24 @@ class SpokenWords:
     user: tuple[Word, ...]
 
     def turns(self) -> tuple[Turn, ...]:
-        """The conversation in writing: words of one side that nobody's word interrupts are a turn."""
+        """The conversation in writing, turns in the order in which they begin.
+
+        A turn ends where the other side speaks, unless it goes on without a pause.
+        """
         marked: list[tuple[Role, Word]] = [("assistant", word) for word in self.assistant]
         marked += [("user", word) for word in self.user]
         marked.sort(key=lambda pair: pair[1].start)
-        grouped = itertools.groupby(marked, key=lambda pair: pair[0])
-        return tuple(Turn(role, " ".join(word.text for _, word in pairs)) for role, pairs in grouped)
+        turns: list[tuple[Role, list[Word]]] = []
+        newest: dict[Role, list[Word]] = {}  # turn of each side
+        before = None
+        for role, word in marked:
+            if role in newest and (role == before or word.start < newest[role][-1].end + _PAUSE):
+                newest[role].append(word)
+            else:
+                newest[role] = [word]
+                turns.append((role, newest[role]))
+            before = role
+        return tuple(Turn(role, " ".join(word.text for word in words)) for role, words in turns)
 
 
 def read_words(recording: Recording) -> SpokenWords:

@@ -56,7 +56,8 @@ class Tally:
     words: int = 0  # of the assistant, spoken
     late: int = 0  # words that begin after their frame (see alignment.Alignment)
     lost: int = 0  # pieces
-    unspelt: int = 0  # words
+    unspelt: int = 0  # words of samples, spoken or written, with signs that the vocabulary lacks
+    mute: int = 0  # recordings with words, none of which is the assistant's
     broken: list[Broken] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -152,13 +153,15 @@ class _Packer:
             self.stored.add(self.writer.add_picture(file))
 
     def _pack_speech(self, recording: Recording, image: str | None) -> None:
-        made = speech_sample(recording, read_words(recording), self.encoder, image=image)
+        words = read_words(recording)
+        made = speech_sample(recording, words, self.encoder, image=image)
         self.writer.add(made.sample, image)
         self.tally.seconds += recording.duration
         self.tally.words += made.words
         self.tally.late += made.late
         self.tally.lost += made.lost
         self.tally.unspelt += made.unspelt
+        self.tally.mute += bool(words.user) and not words.assistant
 
     def _pack_written(self, dialogue: Dialogue, image: str | None) -> None:
         if not dialogue.turns:
@@ -167,6 +170,8 @@ class _Packer:
             dialogue.turns, self.encoder.tokenizer, form=self.rules.form, image=image, origin=dialogue.where
         )
         self.writer.add(sample, image)
+        words = (word for turn in dialogue.turns for word in turn.text.split())
+        self.tally.unspelt += sum(not self.encoder.tokenizer.spells(word) for word in words)
 
     def _picture(self, entry: Entry) -> tuple[str | None, bytes | None]:
         """The key of the conversation's picture, and its file if that is still to be stored here."""

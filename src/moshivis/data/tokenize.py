@@ -46,6 +46,7 @@ class Tokenized:
 
     manifest: Manifest
     tally: Tally
+    earlier: bool = False  # an earlier call had packed all of it; nothing was read
 
 
 def tokenize(
@@ -208,7 +209,7 @@ def _finished(folder: Path) -> Tokenized:
         tally = Tally.from_json(json.loads((folder / REPORT).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):  # the samples do without it
         tally = Tally(conversations=manifest.rows("speech") + manifest.rows("speechless"))
-    return Tokenized(manifest=manifest, tally=tally)
+    return Tokenized(manifest=manifest, tally=tally, earlier=True)
 
 
 def _finish(folder: Path, notes: list[Done], encoder: Encoder) -> Tokenized:

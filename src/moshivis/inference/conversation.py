@@ -225,8 +225,11 @@ class Conversation:
         self._written = WrittenStream(self.assistant.model, self._image)
         return self._reply()
 
-    def say_text(self, question: str) -> list[TextPiece]:
+    def say_text(self, question: str, *, greeted: bool = True) -> list[TextPiece]:
         """Write a question, and read the assistant's sentence: the paper's speechless form, which has no sound.
+
+        The assistant greets before the first question (what it says is not returned), unless `greeted` is False: for
+        models whose written dialogues the user opens.
 
         Raises InputError if the question holds no text, or if the conversation is a spoken one.
         """
@@ -235,9 +238,10 @@ class Conversation:
         tokens = self.assistant.tokenizer.encode(question)
         if not self.assistant.tokenizer.decode(tokens):  # of signs that it cannot spell a space is left
             raise InputError("the question is empty: it has no text that the model could read")
-        if self._written is None:
+        if self._written is None and greeted:
             self.greet_text()
-        assert self._written is not None
+        if self._written is None:
+            self._written = WrittenStream(self.assistant.model, self._image)
         self._written.push(tokens, self._image)
         return self._reply()
 

@@ -36,7 +36,7 @@ class DuplexState:
     def read_whole_rings(self) -> None:
         """From now on every step reads all slots of all rings, used or not: the same shapes, and bits, at any age."""
         for ring in (self.encoder.transformer.ring, self.generator.backbone.ring, self.decoder.transformer.ring):
-            ring.filled = ring.context
+            ring.filled = ring.size
 
 
 @dataclass(frozen=True)

@@ -20,41 +20,59 @@ from moshivis.layers.rope import rotate, rotation
 
 @dataclass
 class Ring:
-    """Where every row of a batch stands in a ring of `context` slots."""
+    """Where every row of a batch stands in a ring of slots: `context` of them, and `spare` ones for longer calls."""
 
     position: Tensor  # [B] int64, steps taken since the row was reset
     context: int
     filled: int = 0  # slots that any row may have written: known without asking the device, the others are not read
+    spare: int = 0
+    group: int = 1  # steps that calls without spare slots would bring
 
     @classmethod
-    def new(cls, batch: int, context: int, device: torch.device | str | None = None) -> Ring:
-        return cls(torch.zeros(batch, dtype=torch.int64, device=device), context)
+    def new(
+        cls, batch: int, context: int, device: torch.device | str | None = None, *, spare: int = 0, group: int = 1
+    ) -> Ring:
+        return cls(torch.zeros(batch, dtype=torch.int64, device=device), context, spare=spare, group=group)
+
+    @property
+    def size(self) -> int:
+        """Slots in all."""
+        return self.context + self.spare
+
+    @property
+    def longest(self) -> int:
+        """Steps that one call may feed."""
+        return self.spare + self.group if self.spare else self.context
 
     def view(self, steps: int, *, causal: bool = True) -> RingView:
         """What the next `steps` steps of each row write and see.
 
         A step sees at most the `context` newest keys once all of this call's keys are written: with several steps a
-        call, the first ones have lost the keys that the last ones overwrote, as in the released code. `causal=False`
-        lets the steps of one call see each other.
+        call, the first ones have lost the keys that the last ones overwrote, as in the released code. With spare
+        slots they see what they would if every `group` steps came by a call of their own. `causal=False` lets the
+        steps of one call see each other.
 
-        Raises ValueError if the call is longer than the ring.
+        Raises ValueError if the call is longer than the ring allows.
         """
-        if steps > self.context:
-            raise ValueError(f"one call may feed at most {self.context} steps (the attention context), not {steps}")
+        if steps > self.longest:
+            raise ValueError(f"one call may feed at most {self.longest} steps (the attention context), not {steps}")
         device = self.position.device
         positions = self.position[:, None] + torch.arange(steps, device=device)  # [B, T]
         last = positions[:, -1:]  # [B, 1]
-        slots = torch.arange(min(self.filled + steps, self.context), device=device)
-        held = last - (last - slots) % self.context  # [B, F] step a slot holds
+        slots = torch.arange(min(self.filled + steps, self.size), device=device)
+        held = last - (last - slots) % self.size  # [B, F] step a slot holds
         visible = (held >= 0)[:, None, :].expand(-1, steps, -1)
         if causal:
             visible = visible & (held[:, None, :] <= positions[:, :, None])
-        return RingView(positions, positions % self.context, visible[:, None])
+        if self.spare:
+            newest = torch.minimum(positions + self.group - 1 - torch.arange(steps, device=device) % self.group, last)
+            visible = visible & (held[:, None, :] > newest[:, :, None] - self.context)
+        return RingView(positions, positions % self.size, visible[:, None])
 
     def advance(self, steps: int, active: Tensor | None = None) -> None:
         """Move on by `steps`, in the rows of `active` [B] bool only (all if None)."""
         self.position += steps if active is None else steps * active
-        self.filled = min(self.filled + steps, self.context)
+        self.filled = min(self.filled + steps, self.size)
 
     def reset(self, rows: Tensor) -> None:
         """Forget everything in `rows` [B] bool."""
@@ -107,9 +125,9 @@ class SelfAttention(nn.Module):
         self.in_proj = Linear(dim, 3 * dim, bias=False)
         self.out_proj = Linear(dim, dim, bias=False)
 
-    def new_state(self, batch: int, context: int) -> AttentionState:
+    def new_state(self, batch: int, slots: int) -> AttentionState:
         weight = self.in_proj.weight
-        shape = (batch, self.num_heads, context, self.head_dim)
+        shape = (batch, self.num_heads, slots, self.head_dim)
         return AttentionState(weight.new_zeros(shape), weight.new_zeros(shape))
 
     def forward(self, x: Tensor, *, rope: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -41,6 +41,10 @@ class TextTokenizer:
         text = text.encode("utf-8", "replace").decode()
         return [i for i in self._processor.encode(text) if i not in SPECIAL]
 
+    def spells(self, text: str) -> bool:
+        """Whether the vocabulary has every sign of `text`; what it lacks is left out by `encode`."""
+        return not any(i in SPECIAL for i in self._processor.encode(text.encode("utf-8", "replace").decode()))
+
     def piece(self, token: int) -> str:
         """What one id stands for: '' for special ids, a leading space where a word begins, '<0x41>' for a byte."""
         return "" if token in SPECIAL else self._processor.id_to_piece(token).replace("\u2581", " ")

@@ -63,8 +63,8 @@ class DataRecipe:
     general: tuple[DatasetRecipe, ...] = ()  # dialogues without picture: what p_concat cuts prefixes and suffixes from
     p_audio: float = 0.25  # exact share of speech samples in every batch
     p_concat: float = 0.0  # share of visual dialogues that are put between general ones
-    max_frames: int = 1024  # longer speech samples lose their end
-    max_tokens: int = 1024  # longer speechless samples lose their end
+    max_frames: int = 1024  # of a longer speech sample a piece is taken
+    max_tokens: int = 1024  # of a longer speechless one
     bucket: int = 64  # lengths are padded to multiples of this, so that shapes repeat
     workers: int = 2  # processes that read; 0 = in the training process
     on_corrupt: Literal["stop", "skip"] = "stop"  # at a damaged shard or picture
@@ -153,7 +153,7 @@ class Recipe:
     download: bool = False  # may fetch `base` from the Hub
     seed: int = 0
     steps: int = 50_000
-    device: str = "auto"  # "auto" = the accelerator if there is one
+    device: str = "auto"  # "auto" = CUDA if there is any, else the CPU
     train: Literal["adapters", "lora", "all"] = "adapters"  # "all": all but codec and image encoder
     adapters: AdapterRecipe = field(default_factory=AdapterRecipe)
     lora: LoraRecipe = field(default_factory=LoraRecipe)

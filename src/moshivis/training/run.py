@@ -10,7 +10,7 @@ OUT/adapters.safetensors   the result, for `moshivis talk --adapters`; with trai
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +182,14 @@ def _export(recipe: Recipe, trainer: Trainer, out: Path) -> Path:
     """Write what was trained, its average if the recipe has one; all ranks together."""
     ready, ranks = trainer.ready, trainer.ranks
     with trainer.averaged():
-        trained: dict[str, Tensor] = {
-            name: whole(p.detach()).to("cpu", copy=True) for name, p in trainer.trained.items()
-        }
+        trained = _gathered(trainer.trained, ranks)
+    others = ready.model.state_dict().items() if recipe.train == "all" else ()
+    frozen = _gathered({name: tensor for name, tensor in others if name not in trainer.trained}, ranks)
     target = out / (MODEL if recipe.train == "all" else ADAPTERS)
     scale = lora_scale(recipe.lora) if recipe.train == "lora" else 0.0
     try:
         if ranks.leads and recipe.train == "all":
-            _export_model(ready, trained, target, dtype_of(recipe))
+            _export_model(ready, trained | frozen, target, dtype_of(recipe))
         elif ranks.leads:
             save_adapters(target, ready.model.config, trained, base=ready.base, lora_scale=scale)
     except (OSError, SafetensorError) as error:
@@ -201,11 +201,20 @@ def _export(recipe: Recipe, trainer: Trainer, out: Path) -> Path:
     return target
 
 
-def _export_model(ready: Ready, trained: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+def _gathered(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Whole copies on the CPU of rank 0; nothing on the others, which must help if the tensors are sharded."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if ranks.leads:
+            gathered[name] = full.to("cpu", copy=True)
+    return gathered
+
+
+def _export_model(ready: Ready, tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
     """The whole model, in place of an older one."""
     model = empty_model(ready.model.config)
-    frozen = ready.model.state_dict()
-    fill_model(model, {name: trained.get(name, frozen[name]) for name in model.state_dict()}, dtype)
+    fill_model(model, {name: tensors[name] for name in model.state_dict()}, dtype)
     tokenizer = None if ready.tokenizer is None else ready.tokenizer.model
     if folder.exists():
         shutil.rmtree(folder)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moshivis.data.concat import Concatenated
+from moshivis.data.excerpt import Excerpts
 from moshivis.data.mixture import Mixture
 from moshivis.data.sample import Dataset, Kind
 from moshivis.data.shard_format import Manifest, codec_fingerprint, tokenizer_fingerprint
@@ -26,7 +27,7 @@ def training_sets(recipe: DataRecipe, seed: int) -> tuple[Dataset | None, Datase
 
 def held_out_sets(datasets: Sequence[DatasetRecipe], recipe: DataRecipe) -> tuple[Dataset | None, Dataset | None]:
     """Speech and speechless validation samples, in the order they are stored."""
-    return _mixed(datasets, "speech", None, recipe), _mixed(datasets, "speechless", None, recipe)
+    return _excerpts(datasets, "speech", None, recipe), _excerpts(datasets, "speechless", None, recipe)
 
 
 def check_made_for(model: MoshiVis, tokenizer: TextTokenizer | None, datasets: Sequence[DatasetRecipe]) -> None:
@@ -48,13 +49,21 @@ def check_made_for(model: MoshiVis, tokenizer: TextTokenizer | None, datasets: S
 
 
 def _training_set(recipe: DataRecipe, kind: Kind, seed: int) -> Dataset | None:
-    dialogues = _mixed(recipe.datasets, kind, seed, recipe)
+    dialogues = _excerpts(recipe.datasets, kind, seed, recipe)
     general = _mixed(recipe.general, kind, seed, recipe)
     if dialogues is None or not recipe.p_concat:
         return dialogues
     assert general is not None
-    longest = recipe.max_frames if kind == "speech" else recipe.max_tokens
-    return Concatenated(dialogues, general, probability=recipe.p_concat, longest=longest, seed=seed)
+    return Concatenated(dialogues, general, probability=recipe.p_concat, longest=_longest(kind, recipe), seed=seed)
+
+
+def _excerpts(datasets: Sequence[DatasetRecipe], kind: Kind, seed: int | None, recipe: DataRecipe) -> Dataset | None:
+    mixed = _mixed(datasets, kind, seed, recipe)
+    return None if mixed is None else Excerpts(mixed, longest=_longest(kind, recipe), seed=seed or 0)
+
+
+def _longest(kind: Kind, recipe: DataRecipe) -> int:
+    return recipe.max_frames if kind == "speech" else recipe.max_tokens
 
 
 def _mixed(datasets: Sequence[DatasetRecipe], kind: Kind, seed: int | None, recipe: DataRecipe) -> Dataset | None:

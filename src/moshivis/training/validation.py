@@ -75,9 +75,9 @@ class Validation:
         sums, gates = torch.zeros(4, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         for part in parts:
             outcome = self.trainer.forward(part, gates=True)
-            sums += torch.stack([x.double().cpu() for x in (outcome.text, outcome.audio, outcome.right, outcome.words)])
+            sums += torch.stack([x.cpu().double() for x in (outcome.text, outcome.audio, outcome.right, outcome.words)])
             if outcome.gates is not None and outcome.seen is not None:
-                found = torch.cat([outcome.gates, outcome.seen[None]]).double().cpu()
+                found = torch.cat([outcome.gates, outcome.seen[None]]).cpu().double()
                 gates = found + (gates if len(gates) else 0)
         ranks.sum(sums)
         text, audio, right, words = sums.tolist()
@@ -117,6 +117,8 @@ def _for_inference(model: MoshiVis, dtype: torch.dtype) -> MoshiVis:
     for name, parameter in copied.named_parameters():
         if parameter.requires_grad and not name.endswith((".lora_down", ".lora_up")):
             parameter.data = parameter.data.to(dtype)
+    for module in copied.modules():
+        vars(module).pop("forward", None)  # compiled or checkpointed, it would run the original's
     return copied
 
 
@@ -149,9 +151,8 @@ def _write(conversation: Conversation, tokenizer: TextTokenizer, sample: Sample)
         if speaker != Speaker.NOBODY
     ]
     asked = [sentence for speaker, sentence in runs if speaker == Speaker.USER and sentence]
-    if not asked:
-        return conversation.greet_text()
-    return [piece for sentence in asked for piece in conversation.say_text(sentence)]
+    said = conversation.greet_text() if runs and runs[0][0] == Speaker.ASSISTANT else []
+    return said + [piece for sentence in asked for piece in conversation.say_text(sentence, greeted=False)]
 
 
 def _speak(conversation: Conversation, assistant: Assistant, sample: Sample, file: Path) -> list[StepResult]:
