@@ -61,7 +61,7 @@ def test_spoken_dialogue_holds_the_clips_where_it_says(spoken_codes: ClipCodes, 
 def test_a_recital_does_not_grade_how_facts_begin(
     spoken_codes: ClipCodes, world_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every fact all words but the first two, or those after a claim, are targets; no audio under them is."""
+    """Of every fact all words but the first two, or those after a claim, are targets, verdicts above all."""
     monkeypatch.setattr("moshivis.mini.dialogues.RECITAL_SHARE_WITH_PICTURE", 1.0)
     spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
     scene = Scene((SceneObject("circle", "red", "big", "top left"), SceneObject("star", "blue", "small", "right")))
@@ -79,6 +79,8 @@ def test_a_recital_does_not_grade_how_facts_begin(
         expected = [word for fact in facts for word in re.sub(r"^.*\? ", "", fact).split()[2:]]
         assert graded.split()[: len(expected)] == expected
         claims += sum("?" in fact for fact in facts)
+        verdicts = [fact.split()[-1] for fact in facts if ", so " in fact]
+        assert world_tokenizer.decode(sample.text[sample.weight > 1]).split()[: len(verdicts)] == verdicts
         spoken_at = np.flatnonzero(recited[:-TEXT_LEAD]) + TEXT_LEAD
         assert sample.audible[spoken_at].mean() < 0.05  # not none: a pause may lie between two recitals
         assert (sample.user < 256).all() and (sample.own[:, begins + TEXT_LEAD : 290] >= 0).all()

@@ -93,7 +93,7 @@ def as_training(kind: Kind, made: MiniSample, image: str | None) -> Sample:
             audio_graded=made.audible,
         )
     kept = made.weight > 0  # what follows the last answer is no part of it
-    speaker = np.where(made.weight[kept] == 1.0, Speaker.ASSISTANT, Speaker.USER)
+    speaker = np.where(made.weight[kept] >= 1, Speaker.ASSISTANT, Speaker.USER)
     return Sample(text=made.text[kept].astype(np.int32), speaker=speaker.astype(np.uint8), image=image)
 
 

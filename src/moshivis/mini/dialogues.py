@@ -48,8 +48,11 @@ SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn 
 # A recital is a told scene, or a picture, and facts about it, one after the other without being asked for and faster
 # than anybody speaks: looking things up and comparing is learnt from many times as many examples. The first words of a
 # fact, most of what only a question could tell, are no targets: little is learnt of when to speak, or about what.
-RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.35, 0.3
+RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.5
 RECITED, OPENING_WORDS = 10, 2
+RECITED_WITH_PICTURE = ("colour", "shape", "size", *["place", "count", "yes_no", "describe"] * 2)  # looking, foremost
+# The word after "so" is the only one of an answer that needs a comparison. It is rare among the others and learnt last.
+VERDICT_WEIGHT = 4.0
 BREATH = 2  # frames between a repeated claim and the answer
 ATTEMPTS = 20  # at a question that a voice has a clip of
 SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
@@ -181,7 +184,8 @@ class Spoken:
                     continue
                 line.user(clips, line.end + rng.randint(2, 14))
             assert about is not None
-            line.recite(grammar.scene_facts(about, rng, RECITED), line.end + rng.randint(1, 8))
+            families = grammar.RECITED if scene is None else RECITED_WITH_PICTURE
+            line.recite(grammar.scene_facts(about, rng, RECITED, families), line.end + rng.randint(1, 8))
         return line.sample()
 
     def _opened(self, rng: random.Random, speaking: float) -> tuple[_Timeline, str]:
@@ -237,6 +241,11 @@ def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
     return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn
 
 
+def word_weight(before: str) -> float:
+    """Weight of a word that the assistant says after the word `before`."""
+    return VERDICT_WEIGHT if before == "so" else 1.0
+
+
 def _content(query: Query) -> Query:
     """What a query asks, however it is put: the answer does not depend on more."""
     return replace(query, phrasing=0, choices=())
@@ -260,6 +269,7 @@ class _Timeline:
         self.users = _tile(room, self.frames, rng.randrange(64))
         self.text = np.full(self.frames, PADDING)
         self.heard = np.full(self.frames, PADDING)
+        self.weight = np.ones(self.frames, np.float32)  # of the words in the text
         self.graded = np.ones(self.frames, bool)  # the text is a target
         self.audible = np.array([rng.random() < SILENCE_SHARE for _ in range(self.frames)])
         self.mishearing = rng.uniform(0.0, MISHEARD_SHARE)
@@ -267,6 +277,7 @@ class _Timeline:
         self.end = 0  # first frame after everything said so far
         self.user_end = 0
         self.cursor = 0  # first frame of the text stream that is still free
+        self.last_word = ""
 
     def assistant(self, reply: _Reply, at: int) -> None:
         self.begin, words = at, iter(reply.text.split())
@@ -350,15 +361,16 @@ class _Timeline:
         for piece in self.spoken.tokenizer.encode(word):
             if frame < self.frames:
                 self.text[frame] = piece
+                self.weight[frame] = word_weight(self.last_word)
             frame += 1
-        self.cursor = frame
+        self.cursor, self.last_word = frame, word
 
     def _put(self, channel: np.ndarray, codes: np.ndarray, at: int) -> None:
         count = max(0, min(codes.shape[1], self.frames - at))
         channel[:, at : at + count] = codes[:, :count]
 
     def sample(self) -> Sample:
-        weight = np.where(self.text == PADDING, self.spoken.padding_weight, 1.0) * self.graded
+        weight = np.where(self.text == PADDING, self.spoken.padding_weight, self.weight) * self.graded
         return Sample(self.text, self.own, self.users, self.heard, weight.astype(np.float32), self.audible)
 
 

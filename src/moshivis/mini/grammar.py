@@ -8,7 +8,7 @@ This is the door to the world's language: `ask` finds a question that a scene ca
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -104,7 +104,7 @@ _REFERENCES: dict[str, tuple[tuple[tuple[str, ...], int], ...]] = {
 _EXISTENCE = (("shape", "colour"), ("shape", "colour"), ("shape",), ("colour",))
 _COUNTED = (("shape",), ("shape",), ("shape",), ("colour",), ("colour",), ("size",), ())
 _VALUES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
-_RECITED = ("colour", "shape", "size", "place", "count", "yes_no", "yes_no", "yes_no", "describe")
+RECITED = ("colour", "shape", "size", "place", "count", *["yes_no"] * 6, "describe")
 _ATTEMPTS = 40
 
 
@@ -242,12 +242,12 @@ def paraphrase(scene: Scene, rng: random.Random) -> str:
     return ", ".join(scene_phrases(Scene(tuple(things), scene.background, scene.writing), rng)) + "."
 
 
-def scene_facts(scene: Scene, rng: random.Random, count: int) -> list[str]:
-    """Up to `count` facts of a scene in any order, as answers tell them.
+def scene_facts(scene: Scene, rng: random.Random, count: int, families: Sequence[str] = RECITED) -> list[str]:
+    """Up to `count` facts of a scene in any order, as answers to questions of these families tell them.
 
     'on the left is a blue star', 'green? The star is blue, so no'.
     """
-    turns = (ask(scene, rng.choice(_RECITED), rng) for _ in range(count))
+    turns = (ask(scene, rng.choice(families), rng) for _ in range(count))
     facts = [re.sub(r"^(?!I )[A-Z]", lambda first: first[0].lower(), turn.answer)[:-1] for turn in turns if turn]
     if scene.writing:
         facts.insert(rng.randint(0, len(facts)), f"it says {spoken_text(scene.writing)}")

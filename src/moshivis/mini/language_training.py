@@ -186,7 +186,7 @@ def _accuracies(learner: Learner, batches: list[Batch]) -> dict[str, float]:
         batch = batch.to(device)
         with half_precision(device):
             losses, predicted = learner(batch)
-        said = (batch.text_weight == 1) & (batch.text != PADDING) & (batch.text != END_OF_PADDING)
+        said = (batch.text_weight >= 1) & (batch.text != PADDING) & (batch.text != END_OF_PADDING)
         right = predicted == batch.text
         result[f"{name}_token_accuracy"] = right[said].float().mean().item()
         result |= {f"held_out_{name}_{part}": loss.item() for part, loss in losses.items()}

@@ -22,6 +22,7 @@ from moshivis.mini.dialogues import (
     Sample,
     ask,
     choose_family,
+    word_weight,
 )
 from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
 from moshivis.mini.scenes import Scene, said_scene, sample_picture, sample_scene, sample_written_scene
@@ -81,26 +82,32 @@ class Written:
             scene = said_scene(_scene_to_tell(rng, (2, 2, 3, 4)), rng)
             facts = grammar.scene_facts(scene, rng, RECITED)
             told = self.tokenizer.encode(", ".join(grammar.scene_phrases(scene, rng)) + ".")
-            said = [END_OF_PADDING, *self.tokenizer.encode(grammar.capitalise(", ".join(facts)) + "."), PADDING]
+            said, graded = self._said(grammar.capitalise(", ".join(facts)) + ".")
             tokens += told + said
-            weights += [self.user_weight] * len(told) + [1.0] * len(said)
+            weights += [self.user_weight] * len(told) + graded
         return self._sample(np.array(tokens[: self.length]), np.array(weights[: self.length]))
 
     def _conversation(self, rng: random.Random, turns: Iterator[tuple[str, Turn]]) -> Sample:
-        tokens = [END_OF_PADDING, *self.tokenizer.encode(rng.choice(grammar.GREETINGS)), PADDING]
-        weights = [1.0] * len(tokens)
+        tokens, weights = self._said(rng.choice(grammar.GREETINGS))
         for told, turn in turns:
             question = told + turn.question
             if rng.random() < 0.4:
                 question = grammar.normalise(question)  # as people type: no capitals, no punctuation
             asked = self.tokenizer.encode(question)
-            answered = [END_OF_PADDING, *self.tokenizer.encode(turn.answer), PADDING]
+            answered, graded = self._said(turn.answer)
             if len(tokens) + len(asked) + len(answered) > self.length:
                 break
             tokens += asked + answered
-            weights += [self.user_weight] * len(asked) + [1.0] * len(answered)
+            weights += [self.user_weight] * len(asked) + graded
         missing = self.length - len(tokens)
         return self._sample(np.array(tokens + [PADDING] * missing), np.array(weights + [0.0] * missing))
+
+    def _said(self, text: str) -> tuple[list[int], list[float]]:
+        """Tokens of a turn of the assistant, and their weights."""
+        words = text.split()
+        pieces = [self.tokenizer.encode(word) for word in words]
+        weights = [word_weight(before) for before, after in zip(["", *words], pieces, strict=False) for _ in after]
+        return [END_OF_PADDING, *(piece for word in pieces for piece in word), PADDING], [1.0, *weights, 1.0]
 
     def _sample(self, text: np.ndarray, weight: np.ndarray) -> Sample:
         none = np.full((self.levels, self.length), -1)
