@@ -368,9 +368,13 @@ def test_data_of_another_model_is_refused(tiny_model: MoshiVis, packed: Path, ru
 
 @pytest.mark.parametrize("p_audio", [0.25, 0], ids=["both kinds", "written alone"])
 def test_fsdp_trains_everything_on_two_ranks(p_audio: float, tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
-    """Without speech the depth transformer is not trained, but sharded and saved all the same."""
+    """Without speech the depth transformer is not trained, but sharded and saved all the same.
+
+    After a validation of averaged weights it goes on with the last ones.
+    """
     changes = {"steps": 3, "train": "all", "loss.codebooks": 3, "parallel": "fsdp", "optimiser.ema": 0.5}
-    changes["data.p_audio"] = p_audio
+    changes |= {"data.p_audio": p_audio, "validation.every": 1, "validation.rows": 4}
+    changes["validation.datasets"] = [{"path": str(packed), "kind": "speechless"}]
     train(recipe(tiny_folder, packed, tmp_path / "one", changes), quiet=True)
     run_ranks(recipe_data(tiny_folder, packed, tmp_path / "two", changes), 2)
     one, two = (load_model(tmp_path / name / "model").model.state_dict() for name in ("one", "two"))

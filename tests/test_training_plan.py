@@ -33,6 +33,10 @@ def test_the_papers_run() -> None:
     assert 4 * 7.0e9 * paper.tokens < paper.flops < 1.4 * 4 * 7.0e9 * paper.tokens
     kept = full("activation_checkpointing=false")
     assert kept.activations > 5 * paper.activations
+    on_cpu, on_gpu = (full("activation_checkpointing=false", f"device={name}") for name in ("cpu", "cuda"))
+    assert (
+        on_cpu.activations - on_gpu.activations > 32 * 4 * 2 * 32 * 1024**2
+    )  # the scores of attention, 2 rows or more
     sharded = full("parallel=fsdp")
     assert sharded.weights < paper.weights / 4 and sharded.optimiser == paper.optimiser // 8
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from moshivis.devices import usable_device
 from moshivis.training.learner import Learner
@@ -73,10 +73,8 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     patience = timedelta(hours=1)  # rank 0 generates the samples of a validation while the others wait
     dist.init_process_group(backend, timeout=patience, device_id=chosen if chosen.type == "cuda" else None)
-    try:
-        yield Ranks(rank, count, chosen)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(rank, count, chosen)
+    dist.destroy_process_group()  # not if this rank fails: over NCCL it would wait for the others, who wait for it
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -133,10 +131,13 @@ def shard(learner: Learner, ranks: Ranks, *, half: bool) -> None:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     whole = {name: parameter.detach() for name, parameter in learner.named_parameters()}
     learner.to("meta")
-    for block in learner.speech_lm.backbone.layers:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(learner.speech_lm.depth, mesh=mesh, mp_policy=policy)
-    fully_shard(learner, mesh=mesh, mp_policy=policy)
+
+    def placement(parameter: nn.Parameter) -> Shard | None:
+        """Tables [streams, ids, width] have too few streams to share them out; all else is cut along its rows."""
+        return Shard(2) if parameter.ndim == 3 and parameter.shape[2] % ranks.count == 0 else None
+
+    for module in (*learner.speech_lm.backbone.layers, learner.speech_lm.depth, learner):
+        fully_shard(module, mesh=mesh, mp_policy=policy, shard_placement_fn=placement)
     learner.to_empty(device=ranks.device)
     _fill(learner, whole, ranks)
 

@@ -72,7 +72,7 @@ def plan(recipe: Recipe, ranks: int = 1) -> Plan:
         flops=tokens * flops_per_token(config, recipe),
         weights=_weights(model, recipe, shared),
         optimiser=4 * states // shared,
-        activations=_activations(model, recipe, rows),
+        activations=_activations(model, recipe, rows, shared),
         adapter_file=(4 if recipe.train == "all" else 2) * learnt,
     )
 
@@ -100,26 +100,33 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _weights(model: MoshiVis, recipe: Recipe, shared: int) -> int:
-    """Codec in float32, what learns in float32, the rest in the recipe's precision; speech LM and adapters sharded."""
+    """Codec in float32, what learns in float32, the rest in the recipe's precision; speech LM and adapters sharded.
+
+    In half precision what learns and is not sharded is held as cast, too, from its use to the end of the step.
+    """
     half = 2 if recipe.precision == "bf16" else 4
+    learns = 6 if recipe.precision == "bf16" and shared == 1 else 4
     total = 0
     for name, parameter in model.named_parameters():
-        size = parameter.numel() * (4 if parameter.requires_grad or name.startswith("codec.") else half)
+        frozen = 4 if name.startswith("codec.") else half
+        size = parameter.numel() * (learns if parameter.requires_grad else frozen)
         total += size if name.startswith(("codec.", "vision.encoder.")) else size // shared
     return total
 
 
-def _activations(model: MoshiVis, recipe: Recipe, rows: tuple[int, int]) -> int:
+def _activations(model: MoshiVis, recipe: Recipe, rows: tuple[int, int], shared: int) -> int:
     lm = model.config.speech_lm
     number = 2 if recipe.precision == "bf16" else 4
+    # Embeddings that are trained whole are looked up in float32, and so is the sum that runs through the blocks.
+    of_stream = 4 if recipe.train == "all" and shared == 1 else number
     largest = 0
     for count, steps, speech in ((rows[0], recipe.data.max_frames, True), (rows[1], recipe.data.max_tokens, False)):
         part = -(-count // recipe.batch.accumulation)
         tokens = part * steps
         if not tokens:
             continue
-        block = _kept_by_block(lm.backbone, recipe, part, steps)
-        stream = tokens * lm.backbone.dim * number
+        stream = tokens * lm.backbone.dim * of_stream
+        block = _kept_by_block(lm.backbone, recipe, part, steps) + 2 * (of_stream - number) * tokens * lm.backbone.dim
         layers = lm.backbone.num_layers
         held = layers * stream + block if recipe.activation_checkpointing else layers * block
         logits = 3 * 4 * tokens * lm.text_card  # float32: the logits, their softmax, its gradient
@@ -130,16 +137,21 @@ def _activations(model: MoshiVis, recipe: Recipe, rows: tuple[int, int]) -> int:
 
 
 def _kept_by_block(config: BackboneConfig, recipe: Recipe, rows: int, steps: int) -> int:
-    """Bytes that autograd keeps of one block and its adapter, whose update is taken to be one more stream's size."""
+    """Bytes that autograd keeps of one block and its adapter, whose update is taken to be one more stream's size.
+
+    The scores of attention, which the meta device keeps, are counted on a CPU only: an accelerator's kernels keep none.
+    """
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     with torch.device("meta"):
         one = Backbone(dataclasses.replace(config, num_layers=1)).to(dtype).requires_grad_(recipe.train == "all")
         x = torch.zeros(rows, steps, config.dim, dtype=dtype, requires_grad=True)
     weights = {parameter.untyped_storage()._cdata for parameter in one.parameters()}
     kept: dict[int, Tensor] = {}
+    on_cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available())
+    scores = rows * config.num_heads * steps**2
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in weights:
+        if tensor.untyped_storage()._cdata not in weights and (on_cpu or tensor.numel() != scores):
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from moshivis.data.loader import Batch
 from moshivis.data.sample import Sample
@@ -159,6 +160,8 @@ class Trainer:
         """The averaged weights in place of the last ones, if the recipe has them averaged."""
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
             yield
+        if isinstance(self.learner, FSDPModule):
+            self.learner.reshard()  # else the next step would learn with what was gathered from the averages
 
     def _learn(self, part: Part, denominators: Denominators) -> tuple[Tensor, Tensor]:
         outcome = self.forward(part)
