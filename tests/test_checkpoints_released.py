@@ -142,7 +142,7 @@ def test_what_the_release_cannot_say_is_refused() -> None:
 # files that do not fit -----------------------------------------------------------------------------------------------
 
 
-def test_missing_surplus_and_misshapen_tensors_are_named() -> None:
+def test_missing_and_misshapen_tensors_are_named_and_others_ignored(caplog: pytest.LogCaptureFixture) -> None:
     released = to_released(random_state(SMALL), SMALL)
     broken = dict(released)
     del broken["depformer_emb.0.weight"], broken["image_prefix.proj_xa.bias"]
@@ -153,7 +153,11 @@ def test_missing_surplus_and_misshapen_tensors_are_named() -> None:
     message = str(raised.value)
     assert "some.safetensors" in message
     assert "missing: depformer_emb.0.weight [9, 8], image_prefix.proj_xa.bias [16]" in message
-    assert "not of this model: optimizer.step" in message
+    assert "optimizer.step" not in message
+    assert "some.safetensors holds tensors that this model has no use for: optimizer.step" in caplog.text
+    more = released | {"optimizer.step": torch.zeros(1)}
+    check_released(more, released, SMALL, "file")
+    assert from_released(more, SMALL).keys() == from_released(released, SMALL).keys()
     assert "of the wrong shape: llm.out_norm.alpha [1, 1, 17] instead of [1, 1, 16]" in message
 
 

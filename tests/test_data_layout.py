@@ -13,11 +13,12 @@ import torch
 
 from data_support import write_corpus, write_recording
 from moshivis.checkpoints.load import load_model
-from moshivis.data.encode import BLOCK_FRAMES, encode_recording, stereo_blocks
+from moshivis.data.encode import BLOCK_FRAMES, Encoder, encode_recording, speech_sample, stereo_blocks
 from moshivis.data.inspect import decode
-from moshivis.data.layout import Dialogue, Line, Recording, Turn, parse_line, read_lines, read_words
+from moshivis.data.layout import Dialogue, Line, Recording, SpokenWords, Turn, parse_line, read_lines, read_words
 from moshivis.errors import InputError
 from moshivis.inference.conversation import EMBEDDED
+from moshivis.speech_lm.streams import model_inputs
 
 
 def parse(fields: Any) -> Recording | Dialogue:
@@ -182,6 +183,32 @@ def test_codes_are_those_of_a_live_conversation(tmp_path: Path) -> None:
         heard = torch.cat([codec.decode_step(state, frame) for frame in live.split(1, dim=-1)], dim=-1)
     assert (codes[1] == live[0].numpy()).mean() > 0.99  # a code may hang on the last bit
     assert np.allclose(decode(live[0].numpy(), codec), heard[0, 0].numpy(), atol=1e-3)
+
+
+def test_what_is_heard_stands_beside_what_is_said_then(tmp_path: Path) -> None:
+    """Of two channels that sound alike, the model hears the user's while its own of the same moment is fed back.
+
+    It is so live: the sound of a step comes out while the next frame is recorded.
+    """
+    checkpoint = load_model(EMBEDDED["mini"])
+    lm = checkpoint.model.config.speech_lm
+    assert checkpoint.tokenizer is not None
+    noise = 0.1 * np.random.default_rng(0).standard_normal(30 * 1920)
+    soundfile.write(tmp_path / "a.wav", np.stack([noise, noise], axis=1), 24000)
+    encoder = Encoder(
+        codec=checkpoint.model.codec,
+        tokenizer=checkpoint.tokenizer,
+        own_codebooks=lm.own_codebooks,
+        user_codebooks=lm.user_codebooks,
+    )
+    recording = Recording(where="a.jsonl:1", audio=tmp_path / "a.wav", duration=2.4, image=None)
+    sample = speech_sample(recording, SpokenWords((), ()), encoder).sample
+    assert sample.audio is not None
+    codes = np.concatenate([sample.text[None], sample.audio]).astype(np.int64)
+    inputs = model_inputs(torch.from_numpy(codes)[None], lm)[0]
+    own, heard = inputs[1 : 1 + lm.own_codebooks], inputs[1 + lm.own_codebooks :]
+    assert len(set(own[0].tolist())) > 5
+    assert torch.equal(own[:, 3:], heard[:, 3:])
 
 
 def test_recordings_that_cannot_be_used(tmp_path: Path) -> None:

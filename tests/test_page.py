@@ -105,6 +105,35 @@ def test_a_recording_takes_both_sides_in_any_order(server: RunningServer, visito
     assert visitor.complaints == []
 
 
+def test_a_slow_line_makes_nothing_late(server: RunningServer, visitor: Visitor) -> None:
+    """Pictures wait for the line, the latest one only; sound that it cannot take is left out."""
+    page = visitor.open(server.url)
+    sent = page.evaluate(
+        """async () => {
+          const { Wire } = await import('./wire.js');
+          const wire = new Wire(() => ({}), {});
+          const sent = [];
+          const line = { readyState: WebSocket.OPEN, bufferedAmount: 0, taking: false };
+          line.send = (message) => {
+            sent.push(message.length);
+            if (!line.taking) line.bufferedAmount += message.length;
+          };
+          Object.assign(wire, { socket: line, handshaken: true, sent: 0, pictureEnd: 0, pictureSize: 0 });
+          wire.image(new Uint8Array(99999));
+          wire.image(new Uint8Array(88888)); // never sent: a newer one comes before the line is free
+          wire.image(new Uint8Array(77777));
+          for (let i = 0; i < 100; i++) wire.audio(new Uint8Array(999));
+          line.taking = true;
+          line.bufferedAmount = 0;
+          while (sent.at(-1) !== 77778) await new Promise((done) => setTimeout(done, 20));
+          wire.audio(new Uint8Array(999));
+          return sent;
+        }"""
+    )
+    assert sent == [100_000, *[1000] * 33, 77_778, 1000]
+    assert visitor.complaints == []
+
+
 def test_the_recording_can_be_saved(server: RunningServer, visitor: Visitor) -> None:
     page = visitor.open(server.url)
     page.click("#call")

@@ -24,6 +24,7 @@ from chat_client import (
 )
 from moshivis.inference.conversation import Assistant
 from moshivis.serve import chat
+from moshivis.serve.ogg import checksum
 from moshivis.serve.opus import OpusWriter
 from serve_support import RunningServer, serving
 
@@ -53,6 +54,19 @@ def test_junk_costs_nothing_but_itself(running_server: RunningServer) -> None:
         stats = page.until_metadata("stats")
     assert stats["ignored"] == 15 * 5 and stats["frame"] == 14
     assert page.count(5) == 0
+
+
+def test_packets_without_sound_end_the_conversation(running_server: RunningServer) -> None:
+    """Pages that are whole, but hold 255 empty packets each: a message of them takes long to read."""
+    page = struct.pack("<4sBBqIIIB", b"OggS", 0, 0, 0, 1, 0, 0, 255) + bytes(255)
+    page = page[:22] + struct.pack("<I", checksum(page)) + page[26:]
+    with client(running_server, "/api/chat?page=1&picture=0") as one:
+        one.until_kind(0)
+        for _ in range(60):
+            with suppress(ConnectionClosed):
+                one.send(1, page * 100)
+        assert one.until_closed()[0] == 1008
+    running_server.wait_idle()
 
 
 def test_sound_before_the_handshake_is_not_heard(running_server: RunningServer) -> None:
@@ -160,7 +174,7 @@ def test_who_waits_too_long_is_sent_away(mini: Assistant) -> None:
             one.until_kind(0)
             one.send(6)
             begun = time.monotonic()
-            assert one.until_closed() == (1008, "nothing came for 1.5 s, so the conversation is over")
+            assert one.until_closed() == (1000, "nothing came for 1.5 s, so the conversation is over")
             assert time.monotonic() - begun > 1.2
         with client(server, "/api/chat") as one:
             one.until_kind(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,7 +137,9 @@ def check(server: RunningServer, user: dict[str, Any]) -> Any:
     return answer.json()
 
 
-def test_a_full_server_shows_the_position_and_lets_in_in_order(mini: Assistant) -> None:
+def test_a_full_server_shows_the_position_and_lets_in_in_order(
+    mini: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(mini, sessions=1, queue=2) as server:
 
         async def enter(ticket: str | None) -> Any:
@@ -158,6 +161,11 @@ def test_a_full_server_shows_the_position_and_lets_in_in_order(mini: Assistant) 
         server.run(leave(talking))
         server.wait_idle()
         assert [check(server, user)["current_position"] for user in (first, second)] == ["0", "1"]
+        # Who may enter and has come keeps the place while a picture is on its way.
+        monkeypatch.setattr("moshivis.serve.hall.TICKET_SECONDS", 0.3)
+        server.call(lambda: server.hall.check(first["session_auth_id"]))
+        time.sleep(0.5)
+        assert check(server, first)["current_position"] == "0"
         server.run(leave(server.run(enter(first["session_auth_id"]))))
         gone = server.get(f"/api/check_user?session_id=1&session_auth_id={first['session_auth_id']}")
         assert gone.status == 404 and "queue again" in gone.body.decode()

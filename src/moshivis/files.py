@@ -125,7 +125,7 @@ def _refuse_occupied(target: Path) -> None:
 
 def _flush(file: Path) -> None:
     """Bring a file's content to the disk, so that a power cut after the rename leaves no file of zeros."""
-    with file.open("rb") as opened:
+    with file.open("rb+" if os.name == "nt" else "rb") as opened:  # Windows flushes what is open for writing only
         os.fsync(opened.fileno())
 
 

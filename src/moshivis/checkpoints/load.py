@@ -61,7 +61,8 @@ def load_model(
 
     The codec is float32; `dtype` is that of all else. None takes float32 on a CPU and the stored dtype elsewhere and
     for models beyond a billion parameters.
-    Raises CheckpointError if there is no such model or anything in it is missing, surplus, misshapen or damaged.
+    Raises CheckpointError if there is no such model or anything in it is missing, misshapen or damaged, or, in our own
+    format, surplus.
     """
     folder = find_folder(source, allow_download=allow_download)
     if is_our_folder(folder):
@@ -174,7 +175,8 @@ def load_released(
     check_released(read_shapes([weights]), to_released(rest, config), config, str(weights))
     check_tensors(read_shapes([codec_file]), mimi.to_released(model.codec.state_dict()), str(codec_file))
     tokenizer = TextTokenizer.load(only_one(folder, ".model", "SentencePiece model"))
-    ours = from_released(dict(read_tensors([weights], device)), config)
+    found = from_released(dict(read_tensors([weights], device)), config)
+    ours = {name: tensor for name, tensor in found.items() if name in state}
     ours |= {f"codec.{n}": t for n, t in mimi.from_released(dict(read_tensors([codec_file], device))).items()}
     fill_model(model, ours, dtype)
     return Checkpoint(model.to(device), tokenizer, read_sampling(folder))

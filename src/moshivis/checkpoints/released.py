@@ -6,16 +6,19 @@ file repeats what layers share; it must hold the shared projections at least onc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from moshivis.checkpoints.tensors import check_tensors
+from moshivis.checkpoints.tensors import check_tensors, some
 from moshivis.config import AdapterConfig, ModelConfig, SpeechLMConfig
 from moshivis.errors import CheckpointError
 from moshivis.vision import released as vision_names
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,14 @@ def check_released(
 ) -> None:
     """Compare names and shapes with what `to_released` gives for a model on the meta device.
 
-    Raises CheckpointError naming tensors that are missing, surplus or misshapen.
+    Other tensors are ignored, as the released code does, and named in a warning.
+    Raises CheckpointError naming tensors that are missing or misshapen.
     """
-    check_tensors(_without_copies(tensors, config), expected, file)
+    tensors = _without_copies(tensors, config)
+    surplus = [name for name in tensors if name not in expected]
+    if surplus:
+        logger.warning("%s holds tensors that this model has no use for: %s", file, some(surplus))
+    check_tensors({name: tensor for name, tensor in tensors.items() if name in expected}, expected, file)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

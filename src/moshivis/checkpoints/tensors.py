@@ -53,12 +53,13 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     faults = {"missing": missing, "not of this model": surplus, "of the wrong shape": misshapen}
-    sentences = [f"{what}: {_some(names)}" for what, names in faults.items() if names]
+    sentences = [f"{what}: {some(names)}" for what, names in faults.items() if names]
     if sentences:
         raise CheckpointError(f"the tensors in {file} do not fit the model's config; " + "; ".join(sentences))
 
 
-def _some(names: Sequence[str], limit: int = 8) -> str:
+def some(names: Sequence[str], limit: int = 8) -> str:
+    """The first of many names."""
     listed = ", ".join(names[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
 

@@ -7,6 +7,7 @@ import importlib
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moshivis.audio import SAMPLE_RATE, read_audio
-from moshivis.client.recording import FRAME, Asked, Recording
+from moshivis.client.recording import FRAME, MAX_BUFFER, Asked, Recording
 from moshivis.errors import InputError
 from moshivis.inference.activity import speech_span
 
@@ -120,7 +121,11 @@ class Devices:
         return await self._frames.get()
 
     def play(self, samples: Samples) -> None:
+        """A loudspeaker that begins late, or is slower than the microphone, loses the oldest sound."""
         self._playing.append(samples)
+        with suppress(IndexError):  # the sound card has taken the rest meanwhile
+            while sum(map(len, tuple(self._playing))) > MAX_BUFFER + FRAME:
+                self._playing.popleft()
 
     def _put(self, frame: Samples) -> None:
         if self._frames.full():

@@ -21,6 +21,9 @@ from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
 
 BLOCK_FRAMES = 25  # encoded by one call
+# What the model says in a step sounds in the next one, and recordings have beside it what the user says then. So the
+# user's codes are put this many frames later, beside what the model says when it hears them.
+HEARD_LATE = 1
 DURATION_SLACK = 0.5  # seconds by which a recording may differ from what its line says
 
 
@@ -73,11 +76,16 @@ def speech_sample(
             )
     aligned = align(words.assistant, encoder.tokenizer, frames)
     speaker = np.where(aligned.text == PADDING, Speaker.NOBODY, Speaker.ASSISTANT).astype(np.uint8)
-    audio = np.concatenate([codes[0, :own], codes[1, :user]])
+    audio = np.concatenate([codes[0, :own], _late(codes[1, :user], HEARD_LATE)])
     sample = Sample(text=aligned.text, speaker=speaker, audio=audio, image=image, origin=recording.where)
     return SpeechSample(
         sample=sample, words=len(words.assistant), late=aligned.late, lost=aligned.lost, unspelt=aligned.unspelt
     )
+
+
+def _late(codes: np.ndarray, frames: int) -> np.ndarray:
+    """[K, T] so many frames later; the first column stands in for what was before."""
+    return np.concatenate([codes[:, :1].repeat(min(frames, codes.shape[1]), axis=1), codes[:, :-frames]], axis=1)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from PIL import Image
 from moshivis.codec.mimi import Mimi
 from moshivis.data.alignment import Word, words_of
 from moshivis.data.drawing import draw_spoken, draw_written
-from moshivis.data.encode import BLOCK_FRAMES, Encoder, speech_sample, stereo_blocks
+from moshivis.data.encode import BLOCK_FRAMES, HEARD_LATE, Encoder, speech_sample, stereo_blocks
 from moshivis.data.layout import Dialogue, Entry, parse_line, read_lines, read_words
 from moshivis.data.sample import Kind, Sample, Speaker
 from moshivis.data.shard_format import Manifest, codec_fingerprint, tokenizer_fingerprint
@@ -103,7 +103,8 @@ def inspect_shards(folder: Path, index: int, encoder: Encoder, kind: Kind | None
     picture = None if sample.image is None else read_image(dataset.picture(sample.image))
     waves = None
     if sample.audio is not None:
-        own, user = sample.audio[: encoder.own_codebooks], sample.audio[encoder.own_codebooks :]
+        own, user = sample.audio[: encoder.own_codebooks], sample.audio[encoder.own_codebooks :, HEARD_LATE:]
+        user = np.pad(user, ((0, 0), (0, HEARD_LATE)), mode="edge")
         waves = np.stack([decode(own, encoder.codec), decode(user, encoder.codec)])
     words = words_of(sample.text, encoder.tokenizer) if waves is not None else []
     return Inspected(sample=sample, picture=picture, waves=waves, words=(words, ()))

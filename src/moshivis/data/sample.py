@@ -30,7 +30,9 @@ class Sample:
 
     text: np.ndarray  # [T] int32
     speaker: np.ndarray  # [T] uint8, of Speaker
-    audio: np.ndarray | None = None  # [own + user codebooks, T] int16, not delayed, -1 where unknown; None: speechless
+    # [own + user codebooks, T] int16: what is said and what is heard in a step (`encode.HEARD_LATE`), not delayed
+    # -1 where unknown; None: speechless
+    audio: np.ndarray | None = None
     image: str | None = None  # key of the picture in the dataset's pictures
     text_graded: np.ndarray | None = None  # [T] bool, text tokens that are targets; None: all
     audio_graded: np.ndarray | None = None  # [T] bool, frames whose own codes are targets; None: all

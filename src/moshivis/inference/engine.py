@@ -363,4 +363,6 @@ class _Batch:
     def _clock(self) -> float:
         if self.wave.is_cuda:
             torch.cuda.synchronize(self.wave.device)
+        elif self.wave.device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter()

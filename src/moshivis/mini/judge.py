@@ -70,7 +70,7 @@ def judge(turn: Turn, text: str) -> bool:
         text = text[repeated.end() :]
     claims = read_claims(text)
     if turn.family == "count":
-        return _judge_count(facts, claims)
+        return _judge_count(turn.query, facts, claims)
     if turn.family == "yes_no":
         if claims.verdict != facts["verdict"]:
             return False
@@ -179,7 +179,8 @@ def _denied_with_noun(facts: dict[str, Any], kind: str) -> set[str]:
     return set(facts["allowed"].get(kind, ())) if kind == "shape" and "colour" in facts["denied"] else set()
 
 
-def _judge_count(facts: dict[str, Any], claims: Claims) -> bool:
+def _judge_count(query: Query, facts: dict[str, Any], claims: Claims) -> bool:
+    """The number, alone or of what was asked for: as many of something else is another answer."""
     number = facts["count"]
     stated = {NUMBERS.index(word) for word in claims.stated.get("number", set())}
     if not stated and claims.negated:
@@ -190,6 +191,9 @@ def _judge_count(facts: dict[str, Any], claims: Claims) -> bool:
         return False
     named = claims.denied if number == 0 and claims.negated else claims.stated
     fits = all(named.get(kind, set()) <= set(facts["allowed"][kind]) for kind in ("shape", "colour", "size"))
+    asked = named_attributes(query)
+    if any(named.get(kind) for kind in ("shape", "colour", "size")):
+        fits &= all(set(values) <= named.get(kind, set()) for kind, values in asked.items())
     return stated == {number} and fits
 
 
@@ -204,9 +208,21 @@ def _judge_fact(turn: Turn, words: list[str]) -> bool:
         return set(spoken) <= asked and _judge_comparison(facts["key"], kind, words, spoken)
     if kind in ("sum", "minus"):
         return spoken[-1] == facts["key"] and set(spoken) <= asked | {facts["key"]}
+    if kind in ("next", "after", "before") and not _judge_order(facts["key"], kind, words, spoken):
+        return False
     if kind == "opposite" and "opposite" not in words and len(words) > 3:
         return False  # the rivals are everyday words, which occur in any sentence
     return set(spoken) - asked <= {facts["key"]}
+
+
+def _judge_order(key: str, kind: str, words: list[str], spoken: list[str]) -> bool:
+    """'Tuesday comes after Monday' or 'the day after Monday is Tuesday': Tuesday does not follow the word."""
+    for relation in {"after", "before"} & set(words):
+        following = [word for word in words[words.index(relation) :] if word in spoken]
+        same = (relation == "before") == (kind == "before")
+        if following and (following[0] == key) == same:
+            return False
+    return True
 
 
 def _judge_comparison(key: str, kind: str, words: list[str], spoken: list[str]) -> bool:

@@ -137,13 +137,15 @@ class _Asker:
         speakers: Sequence[voices.Voice],
         rng: random.Random,
     ) -> dict:
-        """As many `cases` as there are `describing`, asked while the assistant describes several things.
+        """As many `cases` as there are `describing`, asked while the assistant describes a picture of several things.
 
-        Of those that it was interrupted in: the share that it fell silent in, and that it then answered rightly. A
-        question that is over before it need be silent does not count.
+        Of those that it was interrupted in: the share that it fell silent in, by its words, and that it then answered
+        rightly. A question that is over before it need be silent does not count.
         """
-        describing = [case for case in describing if len(case.scene.objects) > 1][: len(cases)]
-        cases, pictures = cases[: len(describing)], pictures[: len(describing)]
+        several = [pair for pair in zip(cases, pictures, strict=True) if len(pair[0].scene.objects) > 1]
+        several = several[: len(describing)]
+        cases, pictures = [case for case, _ in several], [picture for _, picture in several]
+        describing = describing[: len(cases)]
         rate = self.model.config.codec.sample_rate
         pause = np.zeros(int(FALLS_IN_S * rate), np.float32)
         first, second = _speak(describing, speakers, rng), _speak(cases, speakers, rng)
@@ -216,7 +218,8 @@ def _words(text: str) -> list[str]:
 
 def _manners(answers: list[Answer]) -> dict:
     """When answers start, the share of those that never start or do not end, and how many conversations it opened."""
-    reactions = [answer.reaction_frames * FRAME_MS for answer in answers if answer.reaction_frames is not None]
+    # A frame is there when its time is over.
+    reactions = [(answer.reaction_frames + 1) * FRAME_MS for answer in answers if answer.reaction_frames is not None]
     bad = sum(answer.reaction_frames is None or not answer.ended for answer in answers)
     prompt = sum(PROMPT_MS[0] <= reaction <= PROMPT_MS[1] for reaction in reactions)
     return {
@@ -228,8 +231,12 @@ def _manners(answers: list[Answer]) -> dict:
 
 
 def _speech_error(listener: Recogniser, answers: list[Answer]) -> float:
-    """Word error of the produced speech against its own text stream."""
-    spoken = [answer for answer in answers if answer.audio is not None and answer.text]
+    """Word error of the produced speech against its own text stream, of answers that began after the question."""
+    spoken = [
+        answer
+        for answer in answers
+        if answer.audio is not None and _words(answer.text) and (answer.reaction_frames or 0) >= 0
+    ]
     references = [_words(answer.text) for answer in spoken]
     heard = [listener.transcribe(torch.from_numpy(answer.audio)) for answer in spoken]
     return word_error_rate(references, heard)

@@ -10,6 +10,7 @@ import ctypes
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
@@ -36,7 +37,8 @@ def run(workers: int, function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _worker(rank: int, workers: int, rendezvous: Path, function: Callable[..., Any], arguments: tuple) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     keep_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -59,7 +61,7 @@ def keep_memory() -> None:
     On a CPU a training step is a fifth faster for it, and twice as fast when both cores are busy. Does nothing where
     the C library is not glibc.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for parameter, value in _KEEPING.items():
             mallopt(parameter, value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from starlette.requests import Request
@@ -43,7 +45,12 @@ def about_routes(hall: Hall) -> list[Route]:
     async def info(request: Request) -> Response:  # by POST too: with it a browser sends the Origin that decides
         return JSONResponse(describe(hall))
 
-    return [Route("/api/info", info, methods=["GET", "POST"]), Route("/api/scene", _scene)]
+    painter = ThreadPoolExecutor(1, thread_name_prefix="moshivis-scene")  # more would take the processor from the ticks
+
+    async def scene(request: Request) -> Response:
+        return await asyncio.get_running_loop().run_in_executor(painter, _scene, request)
+
+    return [Route("/api/info", info, methods=["GET", "POST"]), Route("/api/scene", scene)]
 
 
 def describe(hall: Hall) -> dict[str, Any]:

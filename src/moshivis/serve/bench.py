@@ -80,7 +80,7 @@ class LoadReport:
     dropped: int
     skipped: int
     reaction_ms: float | None  # median
-    memory_mb: float
+    memory_mb: float | None
 
     @property
     def sustained(self) -> bool:
@@ -257,11 +257,11 @@ def _get_json(url: str) -> dict[str, Any]:
         return json.load(reply)
 
 
-def _memory(url: str) -> float:
-    """Resident memory of the server in 10^6 bytes."""
+def _memory(url: str) -> float | None:
+    """Resident memory of the server in 10^6 bytes; None where the server does not know it."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
         found = re.search(r"^process_resident_memory_bytes (\S+)$", reply.read().decode(), re.MULTILINE)
-    return round(float(found.group(1)) / 1e6, 1) if found else float("nan")
+    return round(float(found.group(1)) / 1e6, 1) if found else None
 
 
 def _table(reports: list[LoadReport]) -> Table:
@@ -280,7 +280,7 @@ def _table(reports: list[LoadReport]) -> Table:
             f"{report.skipped / report.frames:.1%}",
             str(report.dropped),
             "-" if report.reaction_ms is None else f"{report.reaction_ms:.0f}",
-            f"{report.memory_mb:.0f}",
+            "-" if report.memory_mb is None else f"{report.memory_mb:.0f}",
             "sustained" if report.sustained else "too many",
         )
     return table

@@ -151,7 +151,7 @@ class _Chat:
             samples = self._reader.read(payload)
         except InputError:  # half a sample
             return False
-        if isinstance(self._reader, OpusReader) and self._reader.discarded > MAX_JUNK:
+        if isinstance(self._reader, OpusReader) and self._reader.junk > MAX_JUNK:
             sentence = "what you send as sound is not Ogg/Opus; for 16-bit samples add audio=pcm to the address"
             raise _Hangup(Close.BAD_REQUEST, sentence)
         self._heard_seconds += len(samples) / self.hall.engine.sample_rate
@@ -246,7 +246,8 @@ class _Chat:
             now = time.monotonic()
             patience = self.hall.limits.idle_s if self._received else self._first_patience()
             if now - self._last_received > patience:
-                raise _Hangup(Close.BAD_REQUEST, f"nothing came for {patience:g} s, so the conversation is over")
+                code = Close.NORMAL if self._received else Close.BAD_REQUEST
+                raise _Hangup(code, f"nothing came for {patience:g} s, so the conversation is over")
             if self.query.page:
                 await self._report(session, with_stats=tick % STATS_TICKS == 0)
             if now - self._last_sent > QUIET_SECONDS:

@@ -128,6 +128,9 @@ class Hall:
         if place >= free:
             self.metrics.rejected("full")
             raise Full(f"all {self.slots} places are taken, and {place} callers wait before you", place + 1)
+        if token in self._tickets:  # who may enter has time to send a picture
+            ticket = self._tickets[token]
+            ticket.asked, ticket.patience = time.monotonic(), max(TICKET_SECONDS, self.limits.idle_s)
 
     async def look(self, picture: bytes) -> ImageKV:
         """Read and encode a picture in a thread of its own.
@@ -158,8 +161,6 @@ class Hall:
         if self._sessions.pop(session.id, None) is None:
             return
         self.metrics.ended(session.kind, session.end_reason, session.seconds)
-        self.metrics.dropped(session.dropped)
-        self.metrics.lost(session.lost)
         _log.info(
             "%s ends: %s after %.0f s, %d frames, %s",
             *(session.id[:6], session.kind, session.seconds, session.frames, session.end_reason),

@@ -246,7 +246,9 @@ class JsonCall:
 
     def hear(self, samples: Samples) -> None:
         """The client's next samples [T] at 24 kHz. They wait if the call is not open yet."""
+        before = self.feed.dropped
         self.feed.add(samples)
+        self.hall.metrics.dropped(self.feed.dropped - before)
         self.pump()
 
     def pump(self) -> None:

@@ -14,6 +14,7 @@ from moshivis.audio import SAMPLE_RATE
 from moshivis.serve.ogg import PacketReader, PageSplitter, make_page
 
 BIT_RATE = 30_000  # bits a second, about: what sphn's encoder, which cannot be told otherwise, makes of 24 kHz mono
+REFUSED_BYTES = 64  # that a refused packet counts for
 MAX_SECONDS = 10.0  # of sound that one call of a reader gives; what is beyond it is not even decoded
 
 Samples = NDArray[np.float32]  # [T], -1..1
@@ -40,6 +41,11 @@ class OpusReader:
     def discarded(self) -> int:
         """Bytes that belonged to no packet."""
         return self._pages.discarded + self._packets.discarded
+
+    @property
+    def junk(self) -> int:
+        """The same, and some for each packet that was refused: also an empty one takes time."""
+        return self.discarded + REFUSED_BYTES * self.refused
 
     def read(self, data: bytes) -> Samples:
         """What can be heard once these bytes are there, [T], at most MAX_SECONDS of it."""

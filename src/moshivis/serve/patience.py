@@ -16,11 +16,13 @@ from typing import TypeVar
 from starlette.websockets import WebSocket
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 from websockets.http11 import Request
 
 from moshivis.serve.limits import Limits
 
 ARRIVED = "arrived"  # in the state of a WebSocket: tells when its last bytes came, by time.monotonic()
+MAX_PIECES = 2**16  # of a message; they may be empty, so no limit of bytes holds them
 T = TypeVar("T")
 
 
@@ -107,6 +109,18 @@ def websocket_protocol(seconds: float) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             self.arrived = time.monotonic()
             super().data_received(data)
+
+        def handle_ping(self) -> None:
+            if self.writable.is_set():
+                super().handle_ping()
+            else:
+                self.conn.data_to_send()  # its client does not read: what would answer it is not kept
+
+        def handle_cont(self, event: Frame) -> None:
+            if len(self.frames) < MAX_PIECES:
+                super().handle_cont(event)
+            else:
+                self.transport.abort()
 
         def keepalive_timeout(self) -> None:
             assert self.ping_timeout is not None

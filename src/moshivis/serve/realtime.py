@@ -208,8 +208,10 @@ class RealtimeCall(JsonCall):
         self.feed.finish_frame()
         self.pump()
         before, item = self.responses.last_item, new_id("item")
-        self.responses.last_item = item
         await self.wire.send("input_audio_buffer.committed", item_id=item, previous_item_id=before)
+        content = [{"type": "input_audio", "transcript": None}]  # the model hears, and writes down its own words only
+        message = {"type": "message", "role": "user", "status": "completed", "content": content}
+        await self._send(self.responses.place({"id": item, "object": "realtime.item", **message}))
 
     async def _clear(self, event: Fields) -> None:
         event.only(_EVENT)

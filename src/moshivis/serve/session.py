@@ -21,6 +21,7 @@ from moshivis.inference.call import Audio, Call, Ended, Said
 from moshivis.serve.metrics import Metrics
 
 LOUD = 0.01  # root mean square above which the user is taken to speak, for the reaction time only
+QUIET_SECONDS = 0.16  # after the last loud frame, for the same
 END_SECONDS = 5.0  # that a call has to leave its slot
 
 Look = Callable[[bytes], Awaitable[ImageKV]]
@@ -83,7 +84,7 @@ class Session:
             samples = np.zeros_like(samples)
         if len(samples) and float(np.sqrt(np.mean(np.square(samples)))) > LOUD:
             self._spoke = time.monotonic()
-        self.call.push(samples)
+        self._metrics.dropped(self.call.push(samples))
 
     def mute(self, muted: bool) -> None:
         """Let the model hear silence in place of the user."""
@@ -139,11 +140,14 @@ class Session:
             self._on_end(self)
         else:
             if event.text and self._spoke is not None:
-                self._metrics.reaction(time.monotonic() - self._spoke)
-                self._spoke = None
+                quiet = time.monotonic() - self._spoke
+                if quiet >= QUIET_SECONDS:  # else the user is still speaking, and this is no answer
+                    self._metrics.reaction(quiet)
+                    self._spoke = None
             self._said.append(event)
             while len(self._said) > self._bound:
                 oldest = self._said.popleft()
                 self._said[0] = replace(self._said[0], text=oldest.text + self._said[0].text)
                 self.lost += 1
+                self._metrics.lost(1)
         self._news.set()

@@ -17,7 +17,6 @@ import io
 import json
 import multiprocessing
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -60,8 +59,8 @@ SHORTEST = 0.25  # of a sample, as a share of the longest
 PICTURES = 16
 GRACE_S = 20.0
 CONTENDERS: dict[str, dict[str, Any]] = {
-    "moshivis": {"precision": "bf16", "data": {"bucket": 16, "workers": 2}, "batch": {"accumulation": 2}},
-    "baseline": {"precision": "fp32", "data": {"workers": 0}, "features": {"memory_mib": 0}},
+    "moshivis": {"precision": "bf16", "data": {"bucket": 16}, "batch": {"accumulation": 2}},
+    "baseline": {"precision": "fp32", "features": {"memory_mib": 0}},
 }
 
 
@@ -69,7 +68,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 class End:
     """What a contender tells at last."""
 
-    memory: int  # bytes at most
+    memory: int | None  # bytes at most; None where the system does not tell
     flops_per_token: float
     peak: float | None  # operations a second that the device can do
 
@@ -79,7 +78,7 @@ class StepCost:
     """What one step took."""
 
     seconds: float
-    waited: float  # of them for data
+    waited: float  # of them for data, pictures included
     tokens: int  # padding not counted
     padded: int
 
@@ -115,7 +114,14 @@ def run_bench_train(arguments: argparse.Namespace) -> int:
 def _recipe(arguments: argparse.Namespace, folder: Path, options: dict[str, Any]) -> Recipe:
     both = [{"path": str(folder / "data"), "kind": kind} for kind in ("speech", "speechless")]
     lengths = {"max_frames": arguments.frames, "max_tokens": arguments.tokens}
-    data = {"datasets": both, "bucket": max(arguments.frames, arguments.tokens), **lengths, **options.get("data", {})}
+    # On a CPU a loader's processes would prepare one contender's batches in the other one's turn.
+    data = {
+        "workers": 0 if arguments.device == "cpu" or options["precision"] == "fp32" else 2,
+        "datasets": both,
+        "bucket": max(arguments.frames, arguments.tokens),
+        **lengths,
+        **options.get("data", {}),
+    }
     return recipe_from_dict(
         {
             "out": str(folder / "out"),
@@ -209,6 +215,8 @@ def _contend(recipe: Recipe, threads: int, line: Connection) -> None:
     """Take as many steps as asked for; asked for none, tell memory and speed, and end."""
     torch.set_num_threads(threads)
     with joined(recipe.device) as ranks, _training(recipe, ranks) as (trainer, loader):
+        if ranks.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # as one would train in float32 there
         while steps := _next_turn(line):
             line.send([_step(trainer, loader, ranks.device) for _ in range(steps)])
         flops = flops_per_token(trainer.ready.model.config, recipe)
@@ -253,18 +261,23 @@ def _training(recipe: Recipe, ranks: Ranks) -> Iterator[tuple[Trainer, Loader]]:
 
 
 def _step(trainer: Trainer, loader: Loader, device: torch.device) -> StepCost:
-    begun, waited = time.perf_counter(), loader.waited
+    begun, waited = time.perf_counter(), loader.waited + trainer.looked
     result = trainer.step(next(loader), 1e-4)
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begun
-    return StepCost(seconds=seconds, waited=loader.waited - waited, tokens=result.tokens, padded=result.padded)
+    waited = loader.waited + trainer.looked - waited
+    return StepCost(seconds=seconds, waited=waited, tokens=result.tokens, padded=result.padded)
 
 
-def _peak_memory(device: torch.device) -> int:
+def _peak_memory(device: torch.device) -> int | None:
     """Bytes: of the accelerator, else of the training process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -281,7 +294,7 @@ def summary(end: End, costs: list[StepCost]) -> dict[str, float | None]:
         "tokens_per_s": round(statistics.median(map(_speed, costs)), 1),
         "padding": round(1 - sum(cost.tokens for cost in costs) / sum(cost.padded for cost in costs), 4),
         "waiting": round(sum(cost.waited for cost in costs) / seconds, 4),
-        "memory_mib": round(end.memory / 2**20),
+        "memory_mib": None if end.memory is None else round(end.memory / 2**20),
         "gflop_per_s": round(operations / 1e9, 2),
         "mfu": None if end.peak is None else round(operations / end.peak, 4),
     }

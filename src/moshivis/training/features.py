@@ -62,7 +62,7 @@ class FeatureCache:
         values = pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([0 if key is None else len(row) for key, row in zip(keys, rows, strict=True)])
         mask = torch.arange(values.shape[1]) < lengths[:, None]
-        return Features(*(x.to(self.device, non_blocking=True) for x in (values, mask, lengths > 0)))
+        return Features(*(x.to(self.device) for x in (values, mask, lengths > 0)))
 
     def get(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """Features by key, on the CPU."""

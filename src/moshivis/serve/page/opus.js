@@ -146,7 +146,11 @@ class OpusSender {
     this.packets = [];
     this.samples = 0;
     this.ogg.headers().forEach(send);
-    this.encoder = new AudioEncoder({ output: (chunk) => this.encoded(chunk), error: (error) => console.warn(error) });
+    this.open();
+  }
+
+  open() {
+    this.encoder = new AudioEncoder({ output: (chunk) => this.encoded(chunk), error: () => this.open() });
     this.encoder.configure(ENCODER);
   }
 

@@ -7,6 +7,9 @@ const QUEUE_POLL = 1000; // ms
 const CHECK = 2000; // ms between looks at whether anything has come
 const QUIET_CHECKS = 6; // without a message, then the line is dead: the server pings after 4 s
 const EXPLAIN = 5000; // ms
+const BUSY = 2 ** 14; // bytes that wait for the line: more than sound, so a picture is still on its way
+const AGAIN = 100; // ms
+const MAX_BEHIND = 2 ** 15; // bytes of sound
 
 /** Requests to this server, with the token if there is one. */
 export const server = {
@@ -77,6 +80,7 @@ export class Wire {
     const url = server.url('api/chat', { ...this.query(), worker_auth_id: this.ticket });
     url.protocol = url.protocol.replace('http', 'ws');
     this.opened = this.handshaken = false;
+    this.sent = this.pictureEnd = this.pictureSize = 0; // bytes
     this.lastError = '';
     this.socket = new WebSocket(url);
     this.socket.binaryType = 'arraybuffer';
@@ -130,21 +134,44 @@ export class Wire {
     message[0] = kind;
     message.set(payload, 1);
     this.socket.send(message);
+    this.sent += message.length;
   }
 
-  /** @param {Uint8Array} bytes */
+  /**
+   * Sound that the line cannot take is left out: sent late, it would make late all that follows.
+   * @param {Uint8Array} bytes
+   */
   audio(bytes) {
-    if (this.handshaken) this.send(KIND.audio, bytes);
+    if (this.handshaken && this.soundBehind < MAX_BEHIND) this.send(KIND.audio, bytes);
   }
 
-  /** @param {Uint8Array|null} bytes of an encoded picture, null for none */
+  /** Bytes of sound that wait for the line; what is left of a picture does not count. */
+  get soundBehind() {
+    const waiting = this.socket.bufferedAmount;
+    const picture = this.pictureEnd - (this.sent - waiting);
+    return waiting - Math.min(Math.max(picture, 0), this.pictureSize);
+  }
+
+  /** @param {Uint8Array|null} bytes of an encoded picture, null for none; the latest one goes out when the line is free */
   image(bytes) {
-    this.send(KIND.image, bytes ?? new Uint8Array(0));
+    this.picture = bytes ?? new Uint8Array(0);
+    this.sendPicture();
+  }
+
+  sendPicture() {
+    clearTimeout(this.waiting);
+    if (this.socket?.bufferedAmount > BUSY) {
+      this.waiting = setTimeout(() => this.sendPicture(), AGAIN);
+    } else {
+      this.send(KIND.image, this.picture);
+      [this.pictureSize, this.pictureEnd] = [this.picture.length, this.sent];
+    }
   }
 
   close() {
     this.closed = true;
     clearTimeout(this.timer);
+    clearTimeout(this.waiting);
     clearInterval(this.watching);
     this.socket?.close(1000);
     this.leave();
@@ -158,6 +185,7 @@ export class Wire {
 
   async over({ code, reason }) {
     if (this.closed) return;
+    clearTimeout(this.waiting);
     clearInterval(this.watching);
     const text = this.lastError || reason;
     if (code === 1013) return this.queue(text);
