@@ -30,7 +30,7 @@ class Sample:
 
     text: np.ndarray  # [T] int32
     speaker: np.ndarray  # [T] uint8, of Speaker
-    # [own + user codebooks, T] int16: what is said and what is heard in a step (`encode.HEARD_LATE`), not delayed
+    # [own + user codebooks, T] int16: what is said and what is heard in a step (`encode.HEARD_LATE`), not delayed,
     # -1 where unknown; None: speechless
     audio: np.ndarray | None = None
     image: str | None = None  # key of the picture in the dataset's pictures
