@@ -22,7 +22,8 @@ def sample(
     text = rng.choice([3, 3, 3, 0, 7, 8], length).astype(np.int32)
     speaker = np.where(text == 3, Speaker.NOBODY, Speaker.ASSISTANT).astype(np.uint8)
     if kind == "speechless":
-        speaker = np.repeat([Speaker.USER, Speaker.ASSISTANT], [length // 2, length - length // 2]).astype(np.uint8)
+        turns = [Speaker.USER, Speaker.ASSISTANT] * 2
+        speaker = np.repeat(turns, [*[length // 4] * 3, length - 3 * (length // 4)]).astype(np.uint8)
     audio = rng.integers(0, 32, (codebooks, length)).astype(np.int16) if kind == "speech" else None
     graded = rng.random(length) < 0.5 if number % 3 == 0 else None
     return Sample(text=text, speaker=speaker, audio=audio, image=image, text_graded=graded, origin=str(number))

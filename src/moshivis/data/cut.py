@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moshivis.data.sample import Sample
+from moshivis.data.sample import Sample, Speaker
 from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING
 
@@ -17,7 +17,7 @@ def cut_points(sample: Sample) -> np.ndarray:
     """Steps before which a sample may be cut, its begin and end among them, ascending.
 
     A spoken one where the assistant's next word is about to begin, or where its last one began so long ago that it is
-    over (when words end is not stored); a written one where the other side begins.
+    over (when words end is not stored); a written one where the user begins, so that no question loses its answer.
     """
     if sample.kind == "speech":
         paddings = np.cumsum(np.append(0, sample.text == PADDING))
@@ -25,7 +25,8 @@ def cut_points(sample: Sample) -> np.ndarray:
         inner = sample.text[1:] == END_OF_PADDING
         inner[WORD_FRAMES - 2 :] |= over
     else:
-        inner = sample.speaker[1:] != sample.speaker[:-1]
+        users = sample.speaker == Speaker.USER
+        inner = users[1:] & ~users[:-1]
     return np.concatenate([[0], np.flatnonzero(inner) + 1, [len(sample)]])
 
 
