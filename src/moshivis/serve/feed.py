@@ -20,8 +20,8 @@ AHEAD = 4  # frames given to the engine before it has heard them, against jitter
 class Feed:
     """Cuts a stream into frames, keeps `bound` of them waiting at most, and hands them on as fast as they are heard."""
 
-    def __init__(self, frame_size: int, bound: int):
-        self.bound = bound
+    def __init__(self, frame_size: int, bound: int, on_drop: Callable[[int], None] = lambda frames: None):
+        self.bound, self._on_drop = bound, on_drop
         self.dropped = 0  # frames so far
         self._frame_size = frame_size
         self._waiting: deque[Samples] = deque()
@@ -68,6 +68,8 @@ class Feed:
             self._ahead += 1
 
     def _drop(self) -> None:
-        while len(self._waiting) > self.bound:
+        surplus = max(0, len(self._waiting) - self.bound)
+        for _ in range(surplus):
             self._waiting.popleft()
-            self.dropped += 1
+        self.dropped += surplus
+        self._on_drop(surplus)

@@ -118,7 +118,10 @@ class Hall:
         return session
 
     def check(self, token: str | None) -> None:
-        """Raises Full or Closing, as `session` would, if the holder of a ticket, or of none, may not begin now."""
+        """Raises Full or Closing, as `session` would, if the holder of a ticket, or of none, may not begin now.
+
+        A ticket whose holder may begin is kept for as long as a picture may take to arrive.
+        """
         if not self.accepting:
             self.metrics.rejected("stopping")
             raise Closing("the server is about to stop")
@@ -128,7 +131,7 @@ class Hall:
         if place >= free:
             self.metrics.rejected("full")
             raise Full(f"all {self.slots} places are taken, and {place} callers wait before you", place + 1)
-        if token in self._tickets:  # who may enter has time to send a picture
+        if token in self._tickets:
             ticket = self._tickets[token]
             ticket.asked, ticket.patience = time.monotonic(), max(TICKET_SECONDS, self.limits.idle_s)
 

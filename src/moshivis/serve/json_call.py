@@ -65,7 +65,7 @@ class JsonCall:
             hall.engine.usual_settings(), on_gap="silence", seed=secrets.randbelow(MAX_SEED)
         )
         self.frame_ms = round(1000 * hall.engine.frame_size / hall.engine.sample_rate)
-        self.feed = Feed(hall.engine.frame_size, buffer_ms // self.frame_ms)
+        self.feed = Feed(hall.engine.frame_size, buffer_ms // self.frame_ms, hall.metrics.dropped)
         self.session: Session | None = None
         self.begun = False  # the first event has come; for subclasses to set
         self.connected = time.monotonic()
@@ -246,9 +246,7 @@ class JsonCall:
 
     def hear(self, samples: Samples) -> None:
         """The client's next samples [T] at 24 kHz. They wait if the call is not open yet."""
-        before = self.feed.dropped
         self.feed.add(samples)
-        self.hall.metrics.dropped(self.feed.dropped - before)
         self.pump()
 
     def pump(self) -> None:

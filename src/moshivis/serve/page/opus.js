@@ -150,11 +150,14 @@ class OpusSender {
   }
 
   open() {
-    this.encoder = new AudioEncoder({ output: (chunk) => this.encoded(chunk), error: () => this.open() });
+    this.failed = false;
+    const error = () => (this.failed = true); // another one is made for the next block: not at once, again and again
+    this.encoder = new AudioEncoder({ output: (chunk) => this.encoded(chunk), error });
     this.encoder.configure(ENCODER);
   }
 
   push(samples) {
+    if (this.failed) this.open();
     if (this.encoder.state !== 'configured') return;
     const timestamp = Math.round((this.samples / RATE) * 1e6);
     const layout = { format: 'f32', sampleRate: RATE, numberOfFrames: samples.length, numberOfChannels: 1 };
