@@ -20,6 +20,8 @@ def sample(
     """A sample whose content follows from its number."""
     rng = np.random.default_rng(number)
     text = rng.choice([3, 3, 3, 0, 7, 8], length).astype(np.int32)
+    for pause in rng.integers(length, size=length // 15):
+        text[pause : pause + 8] = 3
     speaker = np.where(text == 3, Speaker.NOBODY, Speaker.ASSISTANT).astype(np.uint8)
     if kind == "speechless":
         turns = [Speaker.USER, Speaker.ASSISTANT] * 2

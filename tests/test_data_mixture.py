@@ -70,7 +70,7 @@ def test_of_long_samples_every_position_gives_a_piece(length: int, longest: int,
 def test_all_of_a_long_recording_is_learnt_from() -> None:
     """Epoch by epoch: its last frames come as well as its first."""
     text = np.arange(400, dtype=np.int32) % 7 + 4
-    text[::8] = END_OF_PADDING
+    text[np.arange(400) % 16 > 8] = PADDING
     long = Sample(text=text, speaker=np.ones(400, np.uint8), audio=np.arange(400, dtype=np.int16)[None])
 
     class Long(Numbered):
@@ -79,7 +79,7 @@ def test_all_of_a_long_recording_is_learnt_from() -> None:
 
     excerpts = Excerpts(Long(), longest=100)
     seen = [audio[0] for position in range(60) if (audio := excerpts[position].audio) is not None]
-    assert all(piece[0] % 8 == 0 for piece in seen)
+    assert all(piece[0] % 16 == 15 for piece in seen if piece[0] not in (0, 300))
     assert set(np.concatenate(seen)) >= set(range(400))
 
 
@@ -126,7 +126,7 @@ def test_a_dialogue_is_wrapped_and_keeps_its_picture(kind: Kind) -> None:
             assert np.array_equal(found.text_graded[at : at + 30], inner.text_graded)
         lengths.add((at, len(found) - at - 30))
         assert same(wrapped[position], found)
-    assert len(lengths) > (20 if kind == "speech" else 2)
+    assert len(lengths) > (10 if kind == "speech" else 2)
     assert any(before and after for before, after in lengths)
 
 
@@ -158,14 +158,14 @@ def test_words_are_not_cut() -> None:
     made = sample(3, length=60)
     points = cut_points(made)
     assert (points[0], points[-1]) == (0, 60)
-    before = {point: made.text[max(0, point - 6) : point + 1] for point in points[1:-1]}
+    before = [made.text[point - 7 : point + 1] for point in points[1:-1]]
     assert before
-    assert all(text[-1] == END_OF_PADDING or (text == PADDING).all() for text in before.values())
+    assert all(text[0] != PADDING and (text[1:] == PADDING).all() for text in before)
     text = np.array([PADDING] * 3 + [END_OF_PADDING, 9, 8] + [PADDING] * 8 + [9], np.int32)
     spoken = dataclasses.replace(
         made, text=text, speaker=text, audio=None if made.audio is None else made.audio[:, :15]
     )
-    assert cut_points(spoken).tolist() == [0, 3, 12, 13, 15]
+    assert cut_points(spoken).tolist() == [0, 12, 15]
     assert cut_points(sample(3, kind="speechless")).tolist() == [0, 10, 20]
 
 

@@ -8,22 +8,23 @@ import numpy as np
 
 from moshivis.data.sample import Sample, Speaker
 from moshivis.errors import InputError
-from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING
+from moshivis.speech_lm.tokenizer import PADDING
 
-WORD_FRAMES = 7  # this step and half a second before it
+WORD_FRAMES = 7  # a word that began half a second before is over
 
 
 def cut_points(sample: Sample) -> np.ndarray:
     """Steps before which a sample may be cut, its begin and end among them, ascending.
 
-    A spoken one where the assistant's next word is about to begin, or where its last one began so long ago that it is
-    over (when words end is not stored); a written one where the user begins, so that no question loses its answer.
+    After what the assistant says and before what the user says, so that no question loses its answer: a written one
+    where the user begins; a spoken one (when words end, and when the user speaks, is not stored) half a second after
+    the assistant began its last word, if no other follows so soon.
     """
     if sample.kind == "speech":
-        paddings = np.cumsum(np.append(0, sample.text == PADDING))
-        over = paddings[WORD_FRAMES:] - paddings[:-WORD_FRAMES] == WORD_FRAMES  # of each step and those before it
-        inner = sample.text[1:] == END_OF_PADDING
-        inner[WORD_FRAMES - 2 :] |= over
+        steps = np.arange(len(sample))
+        newest = np.maximum.accumulate(np.where(sample.text == PADDING, -1, steps))  # step of the last piece of a word
+        inner = (newest >= 0) & (steps - newest == WORD_FRAMES)
+        inner = inner[1:]
     else:
         users = sample.speaker == Speaker.USER
         inner = users[1:] & ~users[:-1]

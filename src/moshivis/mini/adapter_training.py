@@ -58,7 +58,7 @@ class General:
 class AboutPictures:
     """A `Dataset`: generated conversations of one kind about `rows` of the pictures.
 
-    `short` of them, a share, end where the assistant pauses, before two thirds of their length.
+    `short` of them, a share, end where they may be cut, before two thirds of their length, if there is such a place.
     """
 
     def __init__(self, kind: Kind, source: Source, pictures: Pictures, rows: range, short: float = 0.0):
@@ -72,7 +72,8 @@ class AboutPictures:
         sample = as_training(self.kind, made, str(index))
         if rng.random() < self.short:
             points = cut_points(sample)
-            sample = cut(sample, 0, int(points[points <= rng.uniform(1 / 3, 2 / 3) * len(sample)].max()))
+            early = points[(points > 0) & (points <= rng.uniform(1 / 3, 2 / 3) * len(sample))]
+            sample = cut(sample, 0, int(early.max(initial=0)) or len(sample))
         return sample
 
     def picture(self, key: str) -> bytes:
