@@ -59,7 +59,10 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.usefixtures("here")
 def test_a_spoken_question_is_answered_in_sound() -> None:
-    talk = ("talk", "picture.png", "--model", "tiny", "--audio", "question.wav", "--audio", "question.flac")
+    # A name of an old disk, where the system has such names.
+    odd, said = (os.fsdecode(b"\xfc.flac"), "\ufffd.flac") if sys.platform == "linux" else ("ü.flac", "ü.flac")
+    shutil.copy("question.flac", odd)
+    talk = ("talk", "picture.png", "--model", "tiny", "--audio", "question.wav", "--audio", odd)
     done = run(*talk, "--seconds", "0.8", "--seed", "3", "--out", "said/it.wav", "--gates", "gates.png", "--json")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -67,7 +70,7 @@ def test_a_spoken_question_is_answered_in_sound() -> None:
     result = json.loads(lines[0])
     assert {"text", "pieces", "reaction_ms", "frames", "real_time_factor", "audio", "turns"} <= set(result)
     assert result["audio"] == {"conversation": "said/it.wav", "assistant": "said/it.assistant.wav"}
-    assert [turn["question"] for turn in result["turns"]] == [None, "question.wav", "question.flac"]
+    assert [turn["question"] for turn in result["turns"]] == [None, "question.wav", said]
     for piece in result["pieces"]:
         assert set(piece) == {"piece", "frame", "gate"} and 0 < piece["gate"] < 1 and piece["frame"] < result["frames"]
     both, rate = soundfile.read("said/it.wav")
@@ -115,6 +118,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "not a wav": (["picture.png", "--audio", "question.wav", "--out", "a.mp3"], "must end in .wav"),
     "not a png": (["picture.png", "--audio", "question.wav", "--gates", "a.txt"], "must end in .png"),
     "out is a folder": (["picture.png", "--audio", "question.wav", "--out", "folder.wav"], "is a folder"),
+    "out is the question": (["picture.png", "--audio", "question.wav", "--out", "question.wav"], "would replace"),
+    "gates are the picture": (["picture.png", "--text", "a", "--gates", "picture.png"], "would replace"),
 }
 
 
@@ -138,6 +143,10 @@ def test_too_little_memory_is_said_in_a_sentence(
     assert main(["talk", "--example"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("moshivis: the memory is too small: ") and error.count("\n") == 1
+    assert "you tried to allocate" in error and "enforce" not in error
+    monkeypatch.setattr("moshivis.commands.talk.run_talk", lambda _: np.empty(2**55))
+    assert main(["talk", "--example"]) == 2
+    assert "the memory is too small: Unable to allocate" in capsys.readouterr().err
     monkeypatch.setattr("moshivis.commands.talk.run_talk", lambda _: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):  # any other is a fault of ours, and keeps its traceback
         main(["talk", "--example"])

@@ -108,12 +108,12 @@ def test_what_the_user_says_and_shows_matters(assistant: Assistant) -> None:
 
 @pytest.mark.parametrize(
     "frame",
-    [np.zeros(100), np.zeros((1, FRAME)), np.full(FRAME, np.nan), []],
-    ids=["short", "two-dimensional", "nan", "empty"],
+    [np.zeros(100), np.zeros((1, FRAME)), np.full(FRAME, np.nan), [], np.zeros(FRAME, np.int16)],
+    ids=["short", "two-dimensional", "nan", "empty", "integers"],
 )
 def test_a_wrong_frame_is_refused_and_leaves_no_trace(assistant: Assistant, frame: Any) -> None:
     conversation = assistant.conversation(RED)
-    with pytest.raises(InputError, match="a frame is 1920 finite samples"):
+    with pytest.raises(InputError, match=r"a frame is 1920 (finite )?samples|floats in -1\.\.1, not int16"):
         conversation.step(frame)
     assert same([conversation.step(f) for f in noise(3)], run(assistant, noise(3), image=RED))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moshivis.errors import InputError
-from moshivis.files import atomic_directory, atomic_write, read_limited
+from moshivis.files import atomic_directory, atomic_write, keep_inputs, read_limited, shown
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -82,3 +82,18 @@ def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
 def test_unreadable_sources_are_named(source: str | bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_limited(source, max_bytes=10, noun="picture")
+
+
+def test_no_output_takes_the_place_of_an_input(tmp_path: Path) -> None:
+    recording, link = tmp_path / "q.wav", tmp_path / "link.wav"
+    recording.write_bytes(b"sound")
+    link.symlink_to(recording)
+    keep_inputs([tmp_path / "new.wav"], [recording, tmp_path / "missing.wav"])
+    for out in (recording, link, tmp_path / "." / "q.wav"):
+        with pytest.raises(InputError, match="would replace what is read from it"):
+            keep_inputs([tmp_path / "new.wav", out], [recording])
+
+
+def test_a_path_of_any_bytes_can_be_shown() -> None:
+    assert shown(Path("frage.wav")) == "frage.wav"
+    assert shown(os.fsdecode(b"frage_\xfc.wav")) == "frage_\ufffd.wav"

@@ -153,6 +153,25 @@ def test_16_bit_grey_keeps_its_shades() -> None:
         assert [level(image, (x, 0))[0] for x in range(4)] == [0, 100, 255, 1]
 
 
+@pytest.mark.parametrize("bits, white_is", [(12, 1), (16, 0), (16, 1)])
+def test_grey_tiffs_of_scanners(bits: int, white_is: int) -> None:
+    """12 bits a pixel, packed; or white where the number is 0."""
+    top = 2**bits - 1
+    values = [0, top, round(top * 0.4), top]
+    data = struct.pack("<4H", *values)
+    if bits == 12:
+        data = b"".join(
+            ((first << 12) + second).to_bytes(3, "big") for first, second in zip(values[::2], values[1::2], strict=True)
+        )
+    strip, orientation = 8 + 2 + 10 * 12 + 4, 3
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: white_is, 273: strip, 274: orientation, 277: 1, 278: 1}
+    tags[279] = len(data)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    image = read_image(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data)
+    shades = [level(image, (x, 0))[0] for x in (3, 2, 1, 0)]  # orientation 3 is upside down
+    assert shades == ([0, 255, 102, 255] if white_is else [255, 0, 153, 0])
+
+
 def test_16_bit_colour() -> None:
     values = np.array([[[0, 65535, 257 * 77]]], dtype=np.uint16)
     image = read_image(png(1, 1, bits=16, colour_type=2, rows=b"\0" + values.astype(">u2").tobytes()))

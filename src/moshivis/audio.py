@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from moshivis.errors import InputError
 from moshivis.files import atomic_write, read_limited
@@ -18,6 +18,14 @@ MAX_BYTES = 256 * 2**20  # ten minutes of 48 kHz stereo in 32-bit samples have 2
 MIN_RATE, MAX_RATE = 1000, 384_000  # a header outside this range is a damaged one
 
 _BLOCK = 1 << 16  # samples decoded at a time
+
+
+def float_samples(samples: ArrayLike) -> NDArray[np.float32]:
+    """As float32. Raises InputError for integers, which are not in -1..1."""
+    found = np.asarray(samples)
+    if found.dtype.kind in "iu":
+        raise InputError(f"samples are floats in -1..1, not {found.dtype}; divide 16-bit ones by 32768")
+    return found.astype(np.float32, copy=False)
 
 
 def read_audio(
@@ -88,4 +96,7 @@ def write_wav(path: str | os.PathLike[str], audio: NDArray[np.floating], sample_
         raise ValueError("audio contains samples that are not finite numbers")
     pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
     with atomic_write(path) as temporary:
-        soundfile.write(temporary, pcm, sample_rate, format="WAV", subtype="PCM_16")
+        try:
+            soundfile.write(temporary, pcm, sample_rate, format="WAV", subtype="PCM_16")
+        except soundfile.LibsndfileError as error:  # a disk that is full
+            raise OSError(f"{path} cannot be written: {error}") from error

@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"moshivis: {where}{error.strerror or error}", file=sys.stderr)
         return BAD_INPUT
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        sentence = str(error).partition(". ")[0]
+        sentence = str(error).rpartition("DefaultCPUAllocator: ")[2].partition(". ")[0]
         print(f"moshivis: the memory is too small: {sentence}; a smaller model or batch takes less", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
@@ -50,9 +50,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Of a GPU, or of the processor, for which torch has no class of its own."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in said
+        or "out of memory" in said
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,19 @@ def read_limited(source: str | os.PathLike[str] | bytes, *, max_bytes: int, noun
     if len(content) > max_bytes:
         raise InputError(f"{name} has more than {max_bytes / 2**20:g} MiB, the limit for a {noun}; make it smaller")
     return content
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as text that every terminal and every JSON file takes, whatever bytes it is made of."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raises InputError if one of the files to be written is one of those that are read."""
+    read = [path for path in map(Path, inputs) if path.exists()]
+    for out in outputs:
+        if out.exists() and any(out.samefile(path) for path in read):
+            raise InputError(f"{shown(out)} would replace what is read from it; name another file to be written")
 
 
 @contextmanager
@@ -73,7 +86,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises FileExistsError if `path` is a file or a folder with content, OSError if its parent cannot be written.
     """
     target = Path(path)
-    _refuse_occupied(target)
+    refuse_occupied(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -82,7 +95,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
-        _refuse_occupied(target)
+        refuse_occupied(target)
         if target.is_dir():
             target.rmdir()
         os.replace(temporary, target)
@@ -115,7 +128,8 @@ def only_process(folder: str | os.PathLike[str], otherwise: str) -> Iterator[Non
         os.close(handle)
 
 
-def _refuse_occupied(target: Path) -> None:
+def refuse_occupied(target: Path) -> None:
+    """Raises FileExistsError if there is a file, or a folder with content: nothing that somebody wrote is deleted."""
     if target.is_dir():
         if any(target.iterdir()):
             raise FileExistsError(f"{target} already exists and is not empty; remove it or choose another name")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +71,17 @@ def save_adapters(
         save_file(stored, temporary, metadata=metadata)
 
 
-def read_adapters(path: str | Path) -> AdapterFile:
-    """Raises CheckpointError if the file is missing, damaged, or something else."""
+def require_adapters(path: str | os.PathLike[str]) -> Path:
+    """Raises CheckpointError if there is no such file."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; give the adapters.safetensors of a training run")
+    return path
+
+
+def read_adapters(path: str | Path) -> AdapterFile:
+    """Raises CheckpointError if the file is missing, damaged, or something else."""
+    path = require_adapters(path)
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from moshivis.audio import SAMPLE_RATE, read_audio
 from moshivis.client.recording import FRAME, MAX_BUFFER, Asked, Recording
 from moshivis.errors import InputError
+from moshivis.files import shown
 from moshivis.inference.activity import speech_span
 
 FRAME_SECONDS = FRAME / SAMPLE_RATE
@@ -42,7 +43,7 @@ class Question:
 
 def read_questions(paths: Sequence[str]) -> list[Question]:
     """Raises InputError as `read_audio` does."""
-    return [Question(read_audio(path), Path(path).name) for path in paths]
+    return [Question(read_audio(path), shown(Path(path).name)) for path in paths]
 
 
 class Files:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from moshivis.checkpoints.adapters import load_adapters
+from moshivis.checkpoints.adapters import load_adapters, require_adapters
 from moshivis.checkpoints.folder import save_folder
 from moshivis.checkpoints.load import load_model
 from moshivis.checkpoints.save_released import save_released
 from moshivis.errors import InputError
+from moshivis.files import refuse_occupied
 from moshivis.inference.conversation import EMBEDDED
 
 
@@ -17,12 +18,14 @@ def run_merge(arguments: argparse.Namespace) -> int:
     """Write the merged model in our layout or in the released one. Raises MoshivisError for what the user can mend."""
     out = Path(arguments.out)
     source = EMBEDDED.get(arguments.model, arguments.model)
-    checkpoint = load_model(source, allow_download=arguments.download)
-    model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    load_adapters(arguments.adapters, model)
-    text = None if tokenizer is None else tokenizer.model
-    card = f"# {model.config.name}\n\nMerged from {source} and {arguments.adapters}.\n"
+    require_adapters(arguments.adapters)
     try:
+        refuse_occupied(out)  # now and not only when the model, which takes long to load, is to be written
+        checkpoint = load_model(source, allow_download=arguments.download)
+        model, tokenizer = checkpoint.model, checkpoint.tokenizer
+        load_adapters(arguments.adapters, model)
+        text = None if tokenizer is None else tokenizer.model
+        card = f"# {model.config.name}\n\nMerged from {source} and {arguments.adapters}.\n"
         if arguments.layout == "released":
             save_released(out, model, text, checkpoint.sampling)
         else:

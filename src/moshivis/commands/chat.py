@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from moshivis.client.address import Address, read_address
 from moshivis.client.printable import printable
 from moshivis.errors import InputError
 from moshivis.extras import need
-from moshivis.files import read_limited
+from moshivis.files import keep_inputs, read_limited, shown
 from moshivis.inference.colour import PALETTE
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
     from moshivis.client.source import read_questions
 
     address = read_address(arguments.url)
-    out = _output(arguments.out)
+    out = _output(arguments.out, arguments.audio, arguments.image)
     picture = None
     if arguments.image is not None:
         picture = read_limited(arguments.image, max_bytes=PICTURE_BYTES, noun="picture")
@@ -137,7 +137,7 @@ def _meter(level: float) -> tuple[str, str]:
 
 
 def _name(conversation: Conversation) -> str:
-    return str(conversation.about.get("name") or conversation.about.get("lm_model_file") or "assistant")
+    return printable(str(conversation.about.get("name") or conversation.about.get("lm_model_file") or "assistant"))
 
 
 # afterwards -----------------------------------------------------------------------------------------------------------
@@ -184,16 +184,16 @@ def _coloured(said: list[Said]) -> Text:
 
 def _summary(conversation: Conversation, out: Path | None) -> str:
     recording = conversation.recording
-    parts = [f"{recording.clock / SAMPLE_RATE:.1f} s with {printable(_name(conversation))}"]
+    parts = [f"{recording.clock / SAMPLE_RATE:.1f} s with {_name(conversation)}"]
     if conversation.about.get("miniature"):
         parts[0] += " (a miniature model)"
     if recording.missed or recording.skipped:
         late = (recording.missed + recording.skipped) / SAMPLE_RATE
         parts.append(f"{late:.1f} s of the answer came too late")
     if conversation.stats.get("dropped"):
-        parts.append(f"the server dropped {conversation.stats['dropped']} frames")
+        parts.append(f"the server dropped {printable(str(conversation.stats['dropped']))} frames")
     if out is not None:
-        parts.append(f"wrote {out} (left: you, right: {printable(_name(conversation))})")
+        parts.append(f"wrote {shown(out)} (left: you, right: {_name(conversation)})")
     return ", ".join(parts)
 
 
@@ -217,21 +217,22 @@ def _to_json(conversation: Conversation, out: Path | None) -> dict[str, Any]:
         "frames_received": recording.heard,
         "dropped": conversation.stats.get("dropped"),
         "missed_ms": round(recording.missed * 1000 / SAMPLE_RATE),
-        "audio": None if out is None else str(out),
+        "audio": None if out is None else shown(out),
         "interrupted": conversation.interrupted,
         "error": None if conversation.failure is None else str(conversation.failure),
     }
 
 
-def _output(name: str | None) -> Path | None:
+def _output(name: str | None, audio: Sequence[str], image: str | None) -> Path | None:
     """Checked before anybody is called, lest the conversation be lost."""
     if name is None:
         return None
     out = Path(name)
     if out.suffix.lower() != ".wav":
-        raise InputError(f"--out {out} must end in .wav, the only kind of audio file that is written")
+        raise InputError(f"--out {shown(out)} must end in .wav, the only kind of audio file that is written")
     if out.is_dir():
-        raise InputError(f"{out} is a folder; name a file to be written")
+        raise InputError(f"{shown(out)} is a folder; name a file to be written")
+    keep_inputs([out], [*audio, *([] if image is None else [image])])
     return out
 
 
@@ -240,5 +241,5 @@ def _write(conversation: Conversation, out: Path) -> InputError | None:
     try:
         write_wav(out, conversation.recording.channels())
     except OSError as error:
-        return InputError(f"{out} cannot be written: {error.strerror or error}")
+        return InputError(f"{shown(out)} cannot be written: {error.strerror or error}")
     return None

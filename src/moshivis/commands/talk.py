@@ -20,7 +20,7 @@ from rich.text import Text
 from moshivis.audio import read_audio, write_wav
 from moshivis.errors import InputError
 from moshivis.evaluation.gates import draw_gates
-from moshivis.files import atomic_write
+from moshivis.files import atomic_write, keep_inputs, shown
 from moshivis.inference.colour import GateScale
 from moshivis.inference.conversation import Assistant, TextPiece, load
 from moshivis.inference.sampling import Sampling
@@ -38,7 +38,7 @@ def run_talk(arguments: argparse.Namespace) -> int:
     console = Console(stderr=arguments.json, highlight=False, soft_wrap=True, markup=False)
     assistant = load(arguments.model, device=arguments.device, download=arguments.download, adapters=arguments.adapters)
     _prepare(assistant)
-    with _progress(assistant) as on_frame:
+    with _progress(assistant, spoken=questions[0].audio is not None) as on_frame:
         result = talk(
             assistant,
             picture,
@@ -50,17 +50,20 @@ def run_talk(arguments: argparse.Namespace) -> int:
         )
     scale = GateScale.of(assistant.config.adapters)
     audio: dict[str, str] = {}
-    unwritten: InputError | None = None
+    unwritten: InputError | None = None  # said last, lest the answer be lost
     try:
         audio = _write_audio(result, out)
+    except InputError as error:
+        unwritten = error
+    try:
         if gates is not None:
             _write_picture(draw_gates(result, picture, scale), gates)
-    except InputError as error:  # said last, lest the answer be lost
-        unwritten, gates = error, None
+    except InputError as error:
+        unwritten, gates = unwritten or error, None
     _print_transcript(console, result, scale)
     _print_summary(console, result, audio, gates, spoken_asked=arguments.out is not None and unwritten is None)
     if arguments.json:
-        paths = {"audio": audio or None, "gates": None if gates is None else str(gates)}
+        paths = {"audio": audio or None, "gates": None if gates is None else shown(gates)}
         print(json.dumps(result.to_json() | paths, ensure_ascii=False))
     if unwritten is not None:
         raise unwritten
@@ -86,7 +89,7 @@ def _inputs(arguments: argparse.Namespace) -> tuple[Image.Image, list[Question]]
     for words in text:
         if not words.strip():
             raise InputError("--text is empty: write a question")
-    questions = [Question(audio=read_audio(path), label=Path(path).name) for path in audio]
+    questions = [Question(audio=read_audio(path), label=shown(Path(path).name)) for path in audio]
     return read_image(picture), questions + [Question(text=words, label=words) for words in text]
 
 
@@ -94,15 +97,22 @@ def _outputs(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
     """Checked before anything is computed, lest the answer be lost."""
     out, gates = Path(arguments.out or "answer.wav"), None
     if out.suffix.lower() != ".wav":
-        raise InputError(f"--out {out} must end in .wav, the only kind of audio file that is written")
+        raise InputError(f"--out {shown(out)} must end in .wav, the only kind of audio file that is written")
     if arguments.gates is not None:
         gates = Path(arguments.gates)
         if gates.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-            raise InputError(f"--gates {gates} must end in .png, .jpg or .webp")
-    for path in (out, gates):
-        if path is not None and path.is_dir():
-            raise InputError(f"{path} is a folder; name a file to be written")
+            raise InputError(f"--gates {shown(gates)} must end in .png, .jpg or .webp")
+    written = [path for path in (out, _alone(out), gates) if path is not None]
+    for path in written:
+        if path.is_dir():
+            raise InputError(f"{shown(path)} is a folder; name a file to be written")
+    keep_inputs(written, [*arguments.audio, *([] if arguments.picture is None else [arguments.picture])])
     return out, gates
+
+
+def _alone(out: Path) -> Path:
+    """Where the assistant's voice goes without the user's."""
+    return out.with_name(f"{out.stem}.assistant{out.suffix}")
 
 
 def _sampling(usual: Sampling, arguments: argparse.Namespace) -> Sampling:
@@ -124,11 +134,14 @@ def _prepare(assistant: Assistant) -> None:
 
 
 @contextmanager
-def _progress(assistant: Assistant) -> Iterator[Callable[[TextPiece], None]]:
+def _progress(assistant: Assistant, *, spoken: bool) -> Iterator[Callable[[TextPiece], None]]:
     """A line on a terminal that says how far the conversation is."""
-    with Console(stderr=True).status("listening") as status:
+    with Console(stderr=True).status("listening" if spoken else "reading") as status:
 
         def on_frame(piece: TextPiece) -> None:
+            if not spoken:
+                status.update(f"{piece.frame} tokens")
+                return
             seconds = piece.frame * assistant.frame_size / assistant.config.codec.sample_rate
             status.update(f"{seconds:.1f} s of conversation")
 
@@ -142,12 +155,12 @@ def _write_audio(result: TalkResult, out: Path) -> dict[str, str]:
     """Paths of the files written; none for a written conversation."""
     if result.user is None or result.assistant is None:
         return {}
-    alone = out.with_name(f"{out.stem}.assistant{out.suffix}")
+    alone = _alone(out)
     with _writing(out):
         write_wav(out, np.stack([result.user, result.assistant], axis=1))
     with _writing(alone):
         write_wav(alone, result.assistant)
-    return {"conversation": str(out), "assistant": str(alone)}
+    return {"conversation": shown(out), "assistant": shown(alone)}
 
 
 def _write_picture(picture: Image.Image, path: Path) -> None:
@@ -160,7 +173,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{shown(path)} cannot be written: {error.strerror or error}") from error
 
 
 def _print_transcript(console: Console, result: TalkResult, scale: GateScale) -> None:
@@ -195,8 +208,10 @@ def _remark(turn: Turn) -> str:
 def _print_summary(
     console: Console, result: TalkResult, audio: dict[str, str], gates: Path | None, *, spoken_asked: bool
 ) -> None:
-    steps = "frames" if result.form == "spoken" else "tokens"
-    console.print(f"{result.frames} {steps}, real-time factor {result.real_time_factor:.2f}", style="dim")
+    if result.form == "spoken":
+        console.print(f"{result.frames} frames, real-time factor {result.real_time_factor:.2f}", style="dim")
+    else:
+        console.print(f"{result.frames} tokens", style="dim")
     if audio:
         console.print(
             f"wrote {audio['conversation']} (left: you, right: {result.model}) and {audio['assistant']}", style="dim"
@@ -204,4 +219,4 @@ def _print_summary(
     elif spoken_asked:
         console.print("no audio: a written question is answered in writing, --out has nothing to hold", style="dim")
     if gates is not None:
-        console.print(f"wrote {gates}", style="dim")
+        console.print(f"wrote {shown(gates)}", style="dim")

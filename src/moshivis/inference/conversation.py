@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from moshivis.adapters.gated_cross_attention import ImageKV
-from moshivis.checkpoints.adapters import load_adapters
+from moshivis.audio import float_samples
+from moshivis.checkpoints.adapters import load_adapters, require_adapters
 from moshivis.checkpoints.folder import SAMPLING, is_our_folder
 from moshivis.checkpoints.load import HUB, find_folder, load_model
 from moshivis.devices import usable_device
@@ -54,6 +55,8 @@ def load(
     Raises InputError for an unknown name or a device that is not there, CheckpointError for a damaged model.
     """
     usable_device(device)
+    if adapters is not None:
+        require_adapters(adapters)  # before a model is fetched, which takes long
     folder = _find(os.fspath(name_or_path), download)
     checkpoint = load_model(folder, device, dtype)
     if checkpoint.tokenizer is None:
@@ -197,10 +200,12 @@ class Conversation:
         """
         if self._written is not None:
             raise InputError("this conversation is written; start another one to speak")
-        samples = np.asarray(frame, dtype=np.float32)
+        samples = float_samples(frame)
         size = self.assistant.frame_size
-        if samples.shape != (size,) or not np.isfinite(samples).all():
-            raise InputError(f"a frame is {size} finite samples, not an array of shape {list(samples.shape)}")
+        if samples.shape != (size,):
+            raise InputError(f"a frame is {size} samples, not an array of shape {list(samples.shape)}")
+        if not np.isfinite(samples).all():
+            raise InputError(f"a frame is {size} finite samples; some of these are infinite or not numbers")
         if self._spoken is None:
             self._spoken = self.assistant.duplex.new_state(1)
         wave = torch.from_numpy(np.clip(samples, -1.0, 1.0)).to(self.assistant.device)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moshivis.audio import SAMPLE_RATE
+from moshivis.audio import SAMPLE_RATE, float_samples
 from moshivis.errors import InputError
 from moshivis.inference.activity import AUDIBLE, loudness, reaction_samples, speech_span
 from moshivis.inference.conversation import Assistant, Conversation, Picture, TextPiece
@@ -39,6 +39,8 @@ class Question:
             raise InputError("a question is either sound or text")
         if self.audio is not None and (self.audio.ndim != 1 or not len(self.audio)):
             raise InputError(f"the sound of a question must be [T] with T > 0, not {list(self.audio.shape)}")
+        if self.audio is not None:
+            float_samples(self.audio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ def talk(
     """Ask the questions one after the other, and collect the answers.
 
     `seconds` is how long to wait for the end of a spoken answer, from the end of its question. `on_frame` gets every
-    frame, or every written piece, as soon as it is there.
+    frame as soon as it is there; of a written answer every piece, when the answer is complete.
     Raises InputError for no questions, for spoken and written ones in one conversation, and as `Assistant.look` does.
     """
     written = [question.text for question in questions if question.text is not None]

@@ -12,6 +12,7 @@ import os
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,8 +62,7 @@ def read_image(
     _check_size(image, name, max_pixels)
     try:
         image.load()
-        upright = _apply_orientation(image)
-        return _to_rgb(upright)
+        return _to_rgb(_apply_orientation(_scale_deep_tiff(image)))
     except Exception as error:  # damaged data makes decoders raise anything, not only OSError
         raise InputError(f"{name} is damaged or of a kind that cannot be decoded: {error}") from error
 
@@ -91,6 +91,16 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
             f"{name} has too many pixels: {width} x {height} = {megapixels:.1f} megapixels, the limit is "
             f"{max_pixels / 1e6:g}; make it smaller"
         )
+
+
+def _scale_deep_tiff(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, black is 0: Pillow gives 12 bits as they are, and does not invert 16 where white is 0."""
+    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.float32)
+    white = 2.0 ** image.tag_v2[BITSPERSAMPLE][0] - 1
+    values = values if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) else white - values
+    return Image.fromarray(np.rint(values * (65535 / white)).astype(np.uint16))  # upright already, as TIFFs load
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:
