@@ -62,8 +62,9 @@ def test_of_long_samples_every_position_gives_a_piece(length: int, longest: int,
     for position in range(8):
         piece, full = excerpts[position], whole[position]
         assert 0 < len(piece) <= longest and piece.image == "a"
-        begins = [*cut_points(full)[:-1], max(0, length - longest)]
-        pieces = [cut(full, begin, begin + longest) for begin in begins]
+        points = cut_points(full)[:-1]
+        far = [begin for begin in range(length) if begin - points[points <= begin].max() > longest // 2]
+        pieces = [cut(full, begin, begin + longest) for begin in (*points, *far, max(0, length - longest))]
         assert any(same(piece, one) for one in pieces) and same(piece, excerpts[position])
 
 
@@ -81,6 +82,9 @@ def test_all_of_a_long_recording_is_learnt_from() -> None:
     seen = [audio[0] for position in range(60) if (audio := excerpts[position].audio) is not None]
     assert all(piece[0] % 16 == 15 for piece in seen if piece[0] not in (0, 300))
     assert set(np.concatenate(seen)) >= set(range(400))
+    text[1:] = PADDING  # nowhere may it be cut but at its ends
+    whole = [audio[0] for position in range(300) if (audio := excerpts[position].audio) is not None]
+    assert set(np.concatenate(whole)) == set(range(400))
 
 
 def test_a_picture_is_found_in_its_data_set() -> None:

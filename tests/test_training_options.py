@@ -132,6 +132,9 @@ def test_lora_learns_beside_the_adapters_and_is_merged_when_loaded(run: Any, tin
 
 
 def test_everything_can_be_trained(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    for name in ("text", "semantic", "acoustic"):
+        with pytest.raises(InputError, match=rf"train: all with loss\.{name}=0"):
+            run(train="all", loss__codebooks=3, **{f"loss__{name}": 0.0})
     with pytest.raises(InputError, match="set loss.codebooks=3"):
         run(train="all")
     before = load_model(tiny_folder).model.state_dict()

@@ -52,6 +52,7 @@ def test_yaml_and_words_over_it(tmp_path: Path) -> None:
         ("adapters.out_scale=0", "adapters.out_scale must be above 0, not 0"),
         ("adapters.out_scale=2", "adapters.out_scale is for adapters that start anew"),
         ("seed=-1", "seed must be 0 or more"),
+        ("lora.alpha=0", "lora.alpha must be above 0, not 0"),
         ("lora.rank=64", "the recipe sets `lora`, but train is adapters"),
         ("data.general=[{path: a, kind: speech}]", "used by data.p_concat alone, which is 0"),
         ("validation.samples=2", "validation.every=0 means never"),

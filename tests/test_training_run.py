@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,8 +13,12 @@ import pytest
 from safetensors.torch import load_file
 
 import moshivis
+from moshivis.data.shard_writer import write_shards
 from moshivis.errors import CheckpointError, InputError
+from moshivis.files import only_process
 from moshivis.inference.conversation import load
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.training.run import train
 from training_support import (
     PATIENCE,
@@ -27,6 +32,8 @@ from training_support import (
     recipe,
     recipe_data,
     run_ranks,
+    speech_sample,
+    speechless_sample,
     start,
     write_recipe,
 )
@@ -104,6 +111,34 @@ def test_another_recipe_does_not_go_on_with_a_run(tiny_folder: Path, packed: Pat
     assert [line["step"] for line in log_of(out)] == [1, 2, 3, 4]
     with pytest.raises(InputError, match="has done 4 steps, more than steps=3"):
         train(recipe(tiny_folder, packed, out, {"steps": 3}), quiet=True)
+
+
+def test_two_runs_do_not_share_a_folder(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    with only_process(tmp_path, "held"), pytest.raises(InputError, match="another process is training into"):
+        train(recipe(tiny_folder, packed, tmp_path), quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_adapters_need_pictures(
+    tiny_folder: Path, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    samples = [make(tiny_tokenizer, n) for n in range(8) for make in (speech_sample, speechless_sample)]
+    blind = [dataclasses.replace(sample, image=None) for sample in samples]
+    write_shards(tmp_path / "blind", blind, picture, tiny_tokenizer, tiny_model.codec)
+    with pytest.raises(InputError, match="no data set holds a picture"):
+        train(recipe(tiny_folder, tmp_path / "blind", tmp_path / "run"), quiet=True)
+    train(recipe(tiny_folder, tmp_path / "blind", tmp_path / "lora", {"train": "lora", "steps": 1}), quiet=True)
+
+
+def test_answers_that_cannot_be_written_are_not_the_end(
+    tiny_folder: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
+    validation = {"every": 2, "datasets": both, "rows": 2, "samples": 1}
+    (tmp_path / "samples").write_text("in the way")
+    train(recipe(tiny_folder, packed, tmp_path, {"steps": 2, "validation": validation}))
+    assert "answers could not be written to" in capsys.readouterr().err
+    assert len(losses(log_of(tmp_path))) == 2
 
 
 def test_a_damaged_checkpoint_says_what_to_do(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:

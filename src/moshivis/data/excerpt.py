@@ -13,8 +13,8 @@ _STREAM = 3  # sets these draws apart from those of other data sets with the sam
 class Excerpts:
     """A `Dataset`: the samples of `whole`, of one longer than `longest` steps a piece of that many.
 
-    A piece begins where the sample may be cut; every position gives another one, always the same. Now and then it is
-    the last one, so epoch by epoch all of a long recording is learnt from.
+    A piece begins where the sample may be cut, if there is such a place near; every position gives another one, always
+    the same. Now and then it is the last one, so epoch by epoch all of a long recording is learnt from.
     """
 
     def __init__(self, whole: Dataset, *, longest: int, seed: int = 0):
@@ -32,7 +32,10 @@ class Excerpts:
         rng = np.random.default_rng([self.seed, position, _STREAM])
         last, points = len(sample) - self.longest, cut_points(sample)[:-1]
         if rng.integers(-(-len(sample) // self.longest)):
-            begin = int(points[points <= rng.integers(last + 1)].max())
+            wanted = int(rng.integers(last + 1))
+            begin = int(points[points <= wanted].max())
+            if wanted - begin > self.longest // 2:  # else nothing between points that are far apart is learnt from
+                begin = wanted
         else:
             begin = int(min(points[points >= last], default=last))
         return cut(sample, begin, begin + self.longest)

@@ -23,7 +23,7 @@ from moshivis.model import MoshiVis
 from moshivis.speech_lm.backbone import Backbone
 from moshivis.training.flops import flops_per_token
 from moshivis.training.recipe import Recipe
-from moshivis.training.setup import base_config, check_base, set_up
+from moshivis.training.setup import base_config, check_base, dtype_of, set_up
 
 GIB = 2**30
 
@@ -73,8 +73,14 @@ def plan(recipe: Recipe, ranks: int = 1) -> Plan:
         weights=_weights(model, recipe, shared),
         optimiser=4 * states // shared,
         activations=_activations(model, recipe, rows, shared),
-        adapter_file=(4 if recipe.train == "all" else 2) * learnt,
+        adapter_file=_model_file(model, recipe) if recipe.train == "all" else 2 * learnt,
     )
+
+
+def _model_file(model: MoshiVis, recipe: Recipe) -> int:
+    """Bytes of the whole model as it is written; the codec is always in float32."""
+    size = dtype_of(recipe).itemsize
+    return sum((4 if name.startswith("codec.") else size) * x.numel() for name, x in model.named_parameters())
 
 
 def print_plan(made: Plan, console: Console | None = None) -> None:

@@ -7,6 +7,7 @@ so.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -215,6 +216,8 @@ class Recipe:
             raise InputError(f"optimiser.ema is a decay from 0 (off) to below 1, not {optimiser.ema:g}")
         if len(optimiser.betas) != 2 or not all(0 <= beta < 1 for beta in optimiser.betas):
             raise InputError(f"optimiser.betas are two numbers from 0 to below 1, not {list(optimiser.betas)}")
+        if not 0 < self.lora.alpha < math.inf:
+            raise InputError(f"lora.alpha must be above 0, not {self.lora.alpha:g}")
         if not self.lora.targets or not set(self.lora.targets) <= set(MATRICES):
             raise InputError(f"lora.targets are some of {', '.join(MATRICES)}, not {list(self.lora.targets)}")
         self._check_data()

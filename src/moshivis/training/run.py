@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from moshivis.checkpoints.folder import empty_model, fill_model, save_folder
 from moshivis.data.loader import Loader
 from moshivis.data.sample import Dataset
 from moshivis.errors import CheckpointError, InputError
-from moshivis.files import atomic_write
+from moshivis.files import atomic_write, only_process
 from moshivis.training.checkpoint import Checkpoints, recipe_of
 from moshivis.training.distributed import Ranks, joined, whole
 from moshivis.training.features import FeatureCache
@@ -35,7 +36,7 @@ from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 from moshivis.training.report import Report
 from moshivis.training.setup import Ready, dtype_of, prepare
-from moshivis.training.sources import check_made_for, held_out_sets, training_sets
+from moshivis.training.sources import check_made_for, check_pictures, held_out_sets, training_sets
 from moshivis.training.speed import peak_flops
 from moshivis.training.trainer import Trainer
 from moshivis.training.validation import Validation
@@ -61,44 +62,54 @@ def train(recipe: Recipe, sets: Sets | None = None, held_out: Sets | None = None
         raise InputError("the recipe names no data: set data.datasets, each with a path and a kind")
     out = Path(recipe.out)
     with joined(recipe.device) as ranks:
-        recipe.rows(ranks.count)
-        checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep, ranks)
-        newest = checkpoints.newest()
-        if newest is not None:
-            check_same_run(recipe_of(newest), recipe)
-        chosen = sets or training_sets(recipe.data, recipe.seed)
-        unseen = held_out or held_out_sets(recipe.validation.datasets, recipe.data)
-        ready = prepare(recipe, ranks)
-        if sets is None:
-            used = (*recipe.data.datasets, *recipe.data.general, *recipe.validation.datasets)
-            check_made_for(ready.model, ready.tokenizer, used)
-        trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *unseen)), ranks, checkpoints)
-        trainer.resume()
-        if trainer.progress.step > recipe.steps:
-            raise InputError(
-                f"the run in {recipe.out} has done {trainer.progress.step} steps, more than steps={recipe.steps}"
-            )
-        if ranks.leads:
-            _write_recipe(out / "recipe.yaml", recipe)
-        peak = peak_flops(ranks.device, recipe.precision)
-        report = Report(
-            recipe,
-            begin=trainer.progress.step,
-            leads=ranks.leads,
-            flops_per_token=flops_per_token(ready.model.config, recipe),
-            peak=None if peak is None else peak * ranks.count,
-            console=Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=quiet),
+        out.mkdir(parents=True, exist_ok=True)
+        busy = f"another process is training into {out}; wait for it, or choose another out"
+        with only_process(out, busy) if ranks.leads else nullcontext():
+            return _train(recipe, ranks, sets, held_out, quiet=quiet)
+
+
+def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | None, *, quiet: bool) -> Path:
+    recipe.rows(ranks.count)
+    out = Path(recipe.out)
+    checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep, ranks)
+    newest = checkpoints.newest()
+    if newest is not None:
+        check_same_run(recipe_of(newest), recipe)
+    chosen = sets or training_sets(recipe.data, recipe.seed)
+    unseen = held_out or held_out_sets(recipe.validation.datasets, recipe.data)
+    ready = prepare(recipe, ranks)
+    if sets is None:
+        used = (*recipe.data.datasets, *recipe.data.general, *recipe.validation.datasets)
+        check_made_for(ready.model, ready.tokenizer, used)
+        if recipe.train == "adapters":
+            check_pictures(recipe.data)
+    trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *unseen)), ranks, checkpoints)
+    trainer.resume()
+    if trainer.progress.step > recipe.steps:
+        raise InputError(
+            f"the run in {recipe.out} has done {trainer.progress.step} steps, more than steps={recipe.steps}"
         )
-        try:
-            if trainer.progress.step:
-                report.say(f"going on after step {trainer.progress.step}")
-            validation = None
-            if recipe.validation.every:
-                validation = Validation(recipe, trainer, unseen, ranks, report)
-            _run(recipe, trainer, chosen, ranks, report, validation)
-        finally:
-            report.close()
-        return _export(recipe, trainer, out)
+    if ranks.leads:
+        _write_recipe(out / "recipe.yaml", recipe)
+    peak = peak_flops(ranks.device, recipe.precision)
+    report = Report(
+        recipe,
+        begin=trainer.progress.step,
+        leads=ranks.leads,
+        flops_per_token=flops_per_token(ready.model.config, recipe),
+        peak=None if peak is None else peak * ranks.count,
+        console=Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=quiet),
+    )
+    try:
+        if trainer.progress.step:
+            report.say(f"going on after step {trainer.progress.step}")
+        validation = None
+        if recipe.validation.every:
+            validation = Validation(recipe, trainer, unseen, ranks, report)
+        _run(recipe, trainer, chosen, ranks, report, validation)
+    finally:
+        report.close()
+    return _export(recipe, trainer, out)
 
 
 def _run(

@@ -104,6 +104,12 @@ def check_base(recipe: Recipe, config: ModelConfig) -> None:
             f"train: all trains the whole depth transformer, but loss.codebooks={recipe.loss.codebooks} would let the "
             f"codebooks without a target decay; set loss.codebooks={codebooks}"
         )
+    weights = {"text": recipe.loss.text}
+    if graded:
+        weights |= {"semantic": recipe.loss.semantic, "acoustic": recipe.loss.acoustic}
+    for name, weight in weights.items():
+        if recipe.train == "all" and not weight:
+            raise InputError(f"train: all with loss.{name}=0 would let what has no target decay; set it above 0")
 
 
 def set_up(model: MoshiVis, recipe: Recipe) -> None:

@@ -48,6 +48,15 @@ def check_made_for(model: MoshiVis, tokenizer: TextTokenizer | None, datasets: S
                 )
 
 
+def check_pictures(recipe: DataRecipe) -> None:
+    """Raise InputError if no conversation has a picture, from which alone adapters learn."""
+    if not any(Manifest.read(Path(dataset.path)).rows("pictures") for dataset in recipe.datasets):
+        raise InputError(
+            "no data set holds a picture, and without pictures adapters learn nothing: pack conversations with an "
+            '"image", or set train: lora'
+        )
+
+
 def _training_set(recipe: DataRecipe, kind: Kind, seed: int) -> Dataset | None:
     dialogues = _excerpts(recipe.datasets, kind, seed, recipe)
     general = _mixed(recipe.general, kind, seed, recipe)

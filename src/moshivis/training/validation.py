@@ -60,7 +60,11 @@ class Validation:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
         self.report.say(f"validation  {shown}")
         if self.ranks.leads:
-            self._generate(Path(self.recipe.out) / "samples" / f"step-{step:08d}")
+            folder = Path(self.recipe.out) / "samples" / f"step-{step:08d}"
+            try:
+                self._generate(folder)
+            except OSError as error:  # a disk that is full
+                self.report.warn(f"answers could not be written to {folder}: {error}")
         self.ranks.wait()
 
     @torch.no_grad()
