@@ -23,8 +23,7 @@ def cut_points(sample: Sample) -> np.ndarray:
     if sample.kind == "speech":
         steps = np.arange(len(sample))
         newest = np.maximum.accumulate(np.where(sample.text == PADDING, -1, steps))  # step of the last piece of a word
-        inner = (newest >= 0) & (steps - newest == WORD_FRAMES)
-        inner = inner[1:]
+        inner = ((newest >= 0) & (steps - newest == WORD_FRAMES))[1:]
     else:
         users = sample.speaker == Speaker.USER
         inner = users[1:] & ~users[:-1]
