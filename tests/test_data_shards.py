@@ -211,6 +211,21 @@ def test_without_verification_parquet_itself_complains(folder: Path) -> None:
         open_shards(folder, "speech", seed=None, verify=False)[0]
 
 
+def test_without_verification_a_damaged_group_leaves_the_others_whatever_was_read_before(folder: Path) -> None:
+    path = folder / "speech-00000.parquet"
+    column = pq.read_metadata(path).row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    first = column.dictionary_page_offset or column.data_page_offset
+    content[first : first + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    found = []
+    for positions in (range(110), reversed(range(110))):
+        dataset = open_shards(folder, "speech", seed=None, verify=False, on_corrupt="skip")
+        found.append({position: dataset[position].origin for position in positions})
+        assert dataset.skipped == GROUP_ROWS["speech"]
+    assert found[0] == found[1]
+
+
 def test_folders_that_are_none(folder: Path, tmp_path: Path, write: Write) -> None:
     with pytest.raises(ShardError, match=r"holds no manifest.json"):
         open_shards(tmp_path, "speech")

@@ -351,6 +351,12 @@ def test_new_adapters_begin_as_loud_as_asked_for(run: Any) -> None:
         assert torch.equal(loud[name], weight * (8.0 if ".out." in name else 1.0)), name
 
 
+@pytest.mark.parametrize("adapters", [{}, {"sharing": "qkv"}])  # the base's own
+def test_a_scale_that_nothing_would_use(run: Any, adapters: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="adapters.out_scale is for adapters that start anew"):
+        run(adapters={"out_scale": 2.0, **adapters})
+
+
 def test_trackers(run: Any) -> None:
     out = run(report={"every": 1, "tensorboard": True})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

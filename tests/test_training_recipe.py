@@ -50,7 +50,6 @@ def test_yaml_and_words_over_it(tmp_path: Path) -> None:
         ("loss.user=-1", "loss.user must be 0 or more"),
         ("data.p_audio=1.5", "data.p_audio is a share from 0 to 1, not 1.5"),
         ("adapters.out_scale=0", "adapters.out_scale must be above 0, not 0"),
-        ("adapters.out_scale=2", "adapters.out_scale is for adapters that start anew"),
         ("seed=-1", "seed must be 0 or more"),
         ("lora.alpha=0", "lora.alpha must be above 0, not 0"),
         ("lora.rank=64", "the recipe sets `lora`, but train is adapters"),

@@ -165,25 +165,29 @@ class _Reader:
     def __init__(self, folder: Path, verify: bool, held: int):
         self.folder, self.verify, self.held = folder, verify, held
         self._sound: set[str] = set()
-        self._damaged: dict[str, str] = {}  # file -> what is wrong with it
+        self._damaged: dict[tuple[str, int | None], str] = {}  # a file, or a group of one -> what is wrong with it
         self._tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tables": OrderedDict()}
 
     def read(self, file: ShardFile, group: int) -> pa.Table:
-        """Raises ShardError, the same one every time, if anything is wrong with the file."""
+        """Raises ShardError, the same one every time, if anything is wrong with the file or the group."""
         key = file.name, group
         if key in self._tables:
             self._tables.move_to_end(key)
             return self._tables[key]
-        if file.name in self._damaged:
-            raise ShardError(self._damaged[file.name])
+        for part in ((file.name, None), key):
+            if part in self._damaged:
+                raise ShardError(self._damaged[part])
+        # A damaged group leaves the others: which samples are given must not depend on what was read before.
+        damaged: int | None = None
         try:
             self._check(file)
+            damaged = group
             table = _read_group(self.folder, file, group)
         except ShardError as error:
-            self._damaged[file.name] = str(error)
+            self._damaged[file.name, damaged] = str(error)
             _log.warning("%s", error)
             raise
         self._tables[key] = table

@@ -22,7 +22,7 @@ MATRICES = ("in_proj", "out_proj", "linear_in", "linear_out")  # of a backbone b
 class AdapterRecipe:
     """How the adapters differ from those of the base: the ablations of Tables 4 and 6. None = as in the base.
 
-    Naming any of these starts new adapters and a new projection, as `fresh` does by itself.
+    A value that is not the base's starts new adapters and a new projection, as `fresh` does by itself.
     """
 
     fresh: bool = False
@@ -210,8 +210,6 @@ class Recipe:
                 raise InputError(f"{name} is a share from 0 to 1, not {share:g}")
         if not self.adapters.out_scale > 0:
             raise InputError(f"adapters.out_scale must be above 0, not {self.adapters.out_scale:g}")
-        if self.adapters.out_scale != 1 and not (self.adapters.fresh or self.adapters.changes()):
-            raise InputError("adapters.out_scale is for adapters that start anew: set it to 1, or adapters.fresh=true")
         if not 0 <= optimiser.ema < 1:
             raise InputError(f"optimiser.ema is a decay from 0 (off) to below 1, not {optimiser.ema:g}")
         if len(optimiser.betas) != 2 or not all(0 <= beta < 1 for beta in optimiser.betas):

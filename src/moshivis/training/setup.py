@@ -91,6 +91,8 @@ def check_base(recipe: Recipe, config: ModelConfig) -> None:
         )
     if config.adapters is None and (recipe.adapters.fresh or recipe.adapters.changes()):
         raise InputError(f"the base {recipe.base} has no adapters that the recipe's `adapters` could change")
+    if recipe.adapters.out_scale != 1 and not adapter_config(config.adapters, recipe.adapters)[1]:
+        raise InputError("adapters.out_scale is for adapters that start anew: set it to 1, or adapters.fresh=true")
     codebooks = config.speech_lm.own_codebooks
     if recipe.loss.codebooks > codebooks:
         raise InputError(f"loss.codebooks={recipe.loss.codebooks}, but the model speaks in {codebooks} codebooks")
