@@ -148,7 +148,11 @@ def test_a_damaged_checkpoint_says_what_to_do(tiny_folder: Path, packed: Path, t
     assert [folder.name for folder in folders] == ["step-00000002", "step-00000004"]
     (tensors,) = folders[-1].glob("*.distcp")
     tensors.write_bytes(tensors.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="step-00000004 cannot be read: .*remove it to use an older one"):
+    unreadable = "step-00000004 cannot be read: .*remove it to use an older one"
+    with pytest.raises(CheckpointError, match=unreadable):
+        train(recipe(tiny_folder, packed, out, {"steps": 4}), quiet=True)
+    (folders[-1] / "state.json").write_text('{"progress": ')
+    with pytest.raises(CheckpointError, match=unreadable):
         train(recipe(tiny_folder, packed, out, {"steps": 4}), quiet=True)
 
 

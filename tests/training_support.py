@@ -109,6 +109,18 @@ def recipe(base: Path, packed: Path, out: Path, changes: Mapping[str, Any] | Non
     return recipe_from_dict(recipe_data(base, packed, out, changes))
 
 
+@pytest.fixture
+def run(tiny_folder: Path, packed: Path, tmp_path: Path) -> Any:
+    """Train with some changes to the usual recipe: the folder of the run."""
+
+    def run(name: str = "run", **changes: Any) -> Path:
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        train(recipe(tiny_folder, packed, tmp_path / name, {"steps": 3, **dotted}), quiet=True)
+        return tmp_path / name
+
+    return run
+
+
 def write_recipe(path: Path, data: Mapping[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(dict(data)), encoding="utf-8")
     return path

@@ -90,7 +90,10 @@ def _late(codes: np.ndarray, frames: int) -> np.ndarray:
 
 @torch.inference_mode()
 def encode_recording(path: Path, codec: Mimi, num_codebooks: int) -> np.ndarray:
-    """Codes [2, K, T] int16 of both channels; the last frame is filled with silence."""
+    """Codes [2, K, T] int16 of both channels; the last frame is filled with silence.
+
+    Raises InputError, as `stereo_blocks` does.
+    """
     config = codec.config
     device = next(codec.parameters()).device
     state = codec.new_encoder_state(2, frames=BLOCK_FRAMES)

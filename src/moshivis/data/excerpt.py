@@ -11,7 +11,7 @@ _STREAM = 3  # sets these draws apart from those of other data sets with the sam
 
 
 class Excerpts:
-    """A `Dataset`: the samples of `whole`, of one longer than `longest` steps a piece of that many.
+    """A `Dataset`: the samples of `whole`, of one longer than `longest` steps a piece of at most that many.
 
     A piece begins where the sample may be cut, if there is such a place near; every position gives another one, always
     the same. Now and then it is the last one, so epoch by epoch all of a long recording is learnt from.

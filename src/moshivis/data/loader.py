@@ -28,7 +28,8 @@ class Loader:
     `speech_rows` and `speechless_rows` are those of one rank. With `workers` 0 samples are read in this process, while
     it waits. `waited` is the time in seconds that was spent waiting for samples so far, `skipped` the number of
     samples that others stand for because their shard or their picture is damaged.
-    Errors of the data reach the caller as they are, whichever process meets them.
+    Errors of the data reach the caller as they are, whichever process meets them. Raises InputError for a batch without
+    rows, or rows of a kind that no data set has, ValueError for numbers of rows or a rank that cannot be.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Reading packed samples: a folder that `moshivis data tokenize` or `write_shards` wrote, as a `Dataset`.
 
-Nothing but a window of row groups is in memory, whatever the folder holds. Sizes of files are checked when the folder
-is opened, the checksum of a file when it is read for the first time, that of a picture whenever it is read. Where
-samples are to be skipped, a picture is also decoded before the first sample that shows it is given away.
+Nothing but a window of row groups is in memory, whatever the folder holds. The checksum of a file is checked when it is
+read for the first time, that of a picture whenever it is read; sizes of files when the folder is opened. Where samples
+are to be skipped, sizes are checked with the checksums, and a picture is also decoded before the first sample that
+shows it is given away.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def open_shards(
 
     `verify` False trusts the content of files. Of a damaged file, "stop" raises ShardError; "skip" reads other samples
     in the place of its samples and of those whose picture cannot be decoded, and counts them in `skipped`.
-    Raises ShardError if the folder has no valid manifest, InputError if it has no sample of that kind.
+    Raises ShardError if the folder has no valid manifest or, with "stop", a file of another size than it says;
+    InputError if it has no sample of that kind.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)

@@ -63,8 +63,9 @@ def tokenize(
 
     `load` gives the encoder; it is called in every worker process and must be picklable. One worker runs in this
     process.
-    Raises InputError for a broken conversation unless `rules` skip them, if all are broken, or if the folder holds
-    anything but an earlier beginning of the same job.
+    Raises InputError for a broken conversation unless `rules` skip them, if all are broken, if another process packs
+    into the folder, or if it holds anything but an earlier beginning of the same job; MoshivisError if a worker is
+    killed.
     """
     if workers < 1 or lines_a_part < 1:
         raise InputError(f"{workers} workers cannot pack parts of {lines_a_part} conversations: both must be 1 or more")

@@ -1,11 +1,11 @@
 """`moshivis bench train`: what a training step costs, beside the straightforward way to do the same.
 
 Both contenders train fresh adapters of one base on the same packed shards of random samples. Ours has the encoder's
-outputs cached, pads to the next bucket, computes in bfloat16 and reads ahead in other processes; the baseline encodes
-the pictures of every batch, pads every row to the longest length there can be, computes in float32, and reads when it
-needs something. Each runs in a process of its own, as memory is told by process; they take turns of a few steps, so
-that whatever else the machine does hits both alike. Pictures have been seen before when counting begins, as from the
-second epoch on.
+outputs cached, pads to the next bucket, computes in bfloat16 and, on a GPU, reads ahead in other processes; the
+baseline encodes the pictures of every batch, pads every row to the longest length there can be, computes in float32,
+and reads when it needs something. Each runs in a process of its own, as memory is told by process; they take turns of
+a few steps, so that whatever else the machine does hits both alike. Pictures have been seen before when counting
+begins, as from the second epoch on.
 
 Output: a table for people, then one line of JSON.
 """
@@ -84,9 +84,9 @@ class StepCost:
 
 
 def run_bench_train(arguments: argparse.Namespace) -> int:
-    """Measure what `model`, `rows`, `steps`, `frames`, `tokens` and `device` say.
+    """Measure what `model`, `rows`, `steps`, `frames`, `tokens`, `device` and `activation_checkpointing` say.
 
-    Prints a table, and as the last line JSON: `model, rows, steps, contenders, ratio`.
+    Prints a table, and as the last line JSON: `model, rows, steps, frames, tokens, contenders, ratio`.
     Raises InputError for arguments that make no sense.
     """
     for name in ("rows", "steps", "frames", "tokens"):

@@ -83,9 +83,7 @@ class Checkpoints:
                 load(dict(tensors), checkpoint_id=folder, no_dist=self.ranks.count == 1)
             return Progress(**json.loads((folder / STATE).read_text())["progress"])
         except (Exception, CheckpointException) as error:  # the latter is no Exception; readers fail in many ways
-            raise CheckpointError(
-                f"{folder} cannot be read: {_reason(error)}; remove it to use an older one"
-            ) from error
+            raise _unreadable(folder, error) from error
 
     def _write(
         self, folder: Path, tensors: Mapping[str, Tensor], progress: Progress, recipe: Mapping[str, Any]
@@ -106,9 +104,16 @@ class Checkpoints:
 
 
 def recipe_of(checkpoint: Path) -> dict[str, Any]:
-    """The recipe that a checkpoint was made by, as plain data."""
-    found: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["recipe"]
+    """The recipe that a checkpoint was made by, as plain data. Raises CheckpointError if it is damaged."""
+    try:
+        found: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["recipe"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _unreadable(checkpoint, error) from error
     return found
+
+
+def _unreadable(checkpoint: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"{checkpoint} cannot be read: {_reason(error)}; remove it to use an older one")
 
 
 def _reason(error: BaseException) -> str:

@@ -121,8 +121,8 @@ class FeatureCache:
             return None
         try:
             return load_file(file)["features"]
-        except (SafetensorError, KeyError):
-            return None  # damaged: it is computed again and replaced
+        except (OSError, SafetensorError, KeyError):
+            return None  # damaged or out of reach: it is computed again and replaced
 
     def _write(self, key: str, tensor: Tensor) -> None:
         file = self._file(key)

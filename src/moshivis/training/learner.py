@@ -48,7 +48,10 @@ class Learner(nn.Module):
         self.projection = None if model.vision is None else model.vision.projection
 
     def forward(self, part: Part, features: Features | None, *, gates: bool = False) -> Outcome:
-        """Only what is graded passes through the text head and the depth transformer. `gates` measures them."""
+        """Only what is graded passes through the text head and the depth transformer. `gates` measures them.
+
+        Raises InputError for a picture that the model has no adapters to look at.
+        """
         context = self._look(features, part.inputs.shape[-1])
         if context is not None:
             context.remembers = gates

@@ -34,7 +34,7 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """A file, or the preset of that name."""
+    """A file, or the preset of that name. Raises InputError if there is neither."""
     path = Path(source)
     if path.is_file():
         return path

@@ -25,7 +25,7 @@ class Report:
     """What the process that leads tells; the others have one too, which drops everything.
 
     `flops_per_token` is what a token costs, `peak` what the devices of all ranks can do a second; with both the share
-    that is used, MFU, is reported.
+    that is used, MFU, is reported. Raises InputError for a tracker whose package is not installed.
     """
 
     def __init__(

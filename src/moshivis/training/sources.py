@@ -26,7 +26,10 @@ def training_sets(recipe: DataRecipe, seed: int) -> tuple[Dataset | None, Datase
 
 
 def held_out_sets(datasets: Sequence[DatasetRecipe], recipe: DataRecipe) -> tuple[Dataset | None, Dataset | None]:
-    """Speech and speechless validation samples, in the order they are stored."""
+    """Speech and speechless validation samples: of one data set in the order they are stored, of several mixed.
+
+    Raises InputError as `training_sets` does.
+    """
     return _excerpts(datasets, "speech", None, recipe), _excerpts(datasets, "speechless", None, recipe)
 
 

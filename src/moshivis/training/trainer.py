@@ -145,7 +145,10 @@ class Trainer:
         return collate(samples, self.learner.config, self.recipe.loss, limit=limit, bucket=data.bucket)
 
     def forward(self, part: Part, *, gates: bool = False) -> Outcome:
-        """The learner's outcome for one part, in the recipe's precision."""
+        """The learner's outcome for one part, in the recipe's precision.
+
+        Raises InputError for a picture that cannot be read, MoshivisError for one that the base could not see.
+        """
         begun = time.perf_counter()
         features = None if self.features is None else self.features.features(part.pictures)
         self.looked += time.perf_counter() - begun

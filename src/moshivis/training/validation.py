@@ -37,7 +37,10 @@ GREEDY = Sampling(text_temperature=0.0, audio_temperature=0.8)  # the text does 
 
 
 class Validation:
-    """Called with the number of steps done; reports what it finds. All ranks call it together."""
+    """Called with the number of steps done; reports what it finds. All ranks call it together.
+
+    Raises InputError for answers that are to be shown by a base without a tokenizer.
+    """
 
     def __init__(
         self,

@@ -1,0 +1,51 @@
+"""What a recipe asks for and the base or the machine cannot give is refused before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moshivis.errors import InputError
+from moshivis.model import MoshiVis
+from moshivis.training.recipe_file import recipe_from_dict
+from moshivis.training.setup import check_base
+from training_support import packed, run
+
+__all__ = ["packed", "run"]  # fixtures
+
+
+def test_a_device_that_is_not_there(run: Any) -> None:
+    with pytest.raises(InputError, match="the device 'cuda:77' cannot be used here.*try cpu"):
+        run(device="cuda:77")
+
+
+@pytest.mark.parametrize("layers", [[99], [], [0, 0]])
+def test_adapters_in_blocks_that_are_not_there(run: Any, layers: list[int]) -> None:
+    with pytest.raises(InputError, match=r"adapters.layers are different blocks from 0 to 1, not \["):
+        run(adapters__layers=layers)
+
+
+def test_more_codebooks_than_the_model_speaks_in(run: Any) -> None:
+    with pytest.raises(InputError, match="loss.codebooks=4, but the model speaks in 3 codebooks"):
+        run(loss__codebooks=4)
+
+
+def test_a_base_without_adapters_trains_whole_or_not_at_all(tiny_model: MoshiVis) -> None:
+    blind = dataclasses.replace(tiny_model.config, adapters=None)
+    for trained in ("adapters", "lora"):
+        with pytest.raises(InputError, match=f"no adapters; train: {trained} needs both"):
+            check_base(recipe_from_dict({"out": "out", "train": trained}), blind)
+
+
+@pytest.mark.parametrize("adapters", [{}, {"sharing": "qkv"}])  # the base's own
+def test_a_scale_that_nothing_would_use(run: Any, adapters: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="adapters.out_scale is for adapters that start anew"):
+        run(adapters={"out_scale": 2.0, **adapters})
+
+
+def test_data_of_another_model_is_refused(tiny_model: MoshiVis, packed: Path, run: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="was made with another tokenizer than that of mini"):
+        run(base="mini")
