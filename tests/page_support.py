@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
+import socketserver
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +19,7 @@ import soxr
 
 import moshivis
 from moshivis.audio import read_audio
-from serve_support import PATIENCE
+from serve_support import PATIENCE, RunningServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -66,6 +70,29 @@ def open_browser(folder: Path) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser
         browser.close()
+
+
+@contextmanager
+def proxy(server: RunningServer, change: Callable[[bytes], bytes]) -> Iterator[str]:
+    """An address that leads to the server; what clients send is changed on its way, or swallowed."""
+
+    class Passing(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", server.port)) as inner:
+                threading.Thread(target=self.pass_on, args=(inner, self.request, bytes), daemon=True).start()
+                self.pass_on(self.request, inner, change)
+
+        def pass_on(self, source: socket.socket, target: socket.socket, changed: Callable[[bytes], bytes]) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(2**16):
+                    target.sendall(changed(data))
+                target.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Passing) as passing:
+        passing.daemon_threads = True
+        threading.Thread(target=passing.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{passing.server_address[1]}"
+        passing.shutdown()
 
 
 def until(page: Page, expression: str, arg: Any = None, *, seconds: float = PATIENCE) -> None:

@@ -105,13 +105,16 @@ def test_a_recording_takes_both_sides_in_any_order(server: RunningServer, visito
     assert visitor.complaints == []
 
 
-def test_a_slow_line_makes_nothing_late(server: RunningServer, visitor: Visitor) -> None:
-    """Pictures wait for the line, the latest one only; sound that it cannot take is left out."""
+@pytest.mark.parametrize(("audio", "message", "most"), [("pcm", 999, 34), ("ogg", 99, 35)])
+def test_a_slow_line_makes_nothing_late(
+    server: RunningServer, visitor: Visitor, audio: str, message: int, most: int
+) -> None:
+    """Pictures wait for the line, the latest one only; sound that it cannot take, 0.7 s of it, is left out."""
     page = visitor.open(server.url)
     sent = page.evaluate(
-        """async () => {
+        """async ({ audio, message }) => {
           const { Wire } = await import('./wire.js');
-          const wire = new Wire(() => ({}), {});
+          const wire = new Wire({ audio }, {});
           const sent = [];
           const line = { readyState: WebSocket.OPEN, bufferedAmount: 0, taking: false };
           line.send = (message) => {
@@ -122,15 +125,16 @@ def test_a_slow_line_makes_nothing_late(server: RunningServer, visitor: Visitor)
           wire.image(new Uint8Array(99999));
           wire.image(new Uint8Array(88888)); // never sent: a newer one comes before the line is free
           wire.image(new Uint8Array(77777));
-          for (let i = 0; i < 100; i++) wire.audio(new Uint8Array(999));
+          for (let i = 0; i < 100; i++) wire.audio(new Uint8Array(message));
           line.taking = true;
           line.bufferedAmount = 0;
           while (sent.at(-1) !== 77778) await new Promise((done) => setTimeout(done, 20));
-          wire.audio(new Uint8Array(999));
+          wire.audio(new Uint8Array(message));
           return sent;
-        }"""
+        }""",
+        {"audio": audio, "message": message},
     )
-    assert sent == [100_000, *[1000] * 33, 77_778, 1000]
+    assert sent == [100_000, *[message + 1] * most, 77_778, message + 1]
     assert visitor.complaints == []
 
 

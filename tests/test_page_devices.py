@@ -91,6 +91,7 @@ def test_a_loudspeaker_that_is_gone_does_not_stop_the_call(server: RunningServer
           const speaker = document.querySelector('#speaker');
           speaker.append(new Option('Gone', 'no-such-device'));
           speaker.value = 'no-such-device';
+          speaker.dispatchEvent(new Event('change'));
         }"""
     )
     page.click("#call")
@@ -112,3 +113,96 @@ def test_a_microphone_that_is_gone_is_replaced(server: RunningServer, visitor: V
     page.click("#settings footer .strong")
     page.click("#call")
     assert visitor.complaints == []
+
+
+def test_a_microphone_that_comes_back_is_taken_up(server: RunningServer, visitor: Visitor) -> None:
+    page = talking(server, visitor)
+    page.click("#settings footer .strong")
+    page.evaluate(
+        """() => {
+          const { mediaDevices } = navigator;
+          window.ask = mediaDevices.getUserMedia.bind(mediaDevices);
+          mediaDevices.getUserMedia = async () => { throw new DOMException('none', 'NotFoundError'); };
+          const [track] = moshivis.call.sound.stream.getAudioTracks();
+          track.stop();
+          track.dispatchEvent(new Event('ended')); // as when it is unplugged
+        }"""
+    )
+    assert "There is no microphone" in visitor.problem()
+    page.evaluate(
+        """() => {
+          navigator.mediaDevices.getUserMedia = window.ask;
+          navigator.mediaDevices.dispatchEvent(new Event('devicechange'));
+        }"""
+    )
+    until(page, "moshivis.call.sound.stream.getAudioTracks()[0].readyState === 'live'")
+    until(page, "document.querySelector('#problem').hidden")
+    sent = len(visitor.sounds)
+    until(page, "moshivis.call.state === 'talking'")
+    page.wait_for_timeout(1000)
+    assert len(visitor.sounds) > sent and len(visitor.sockets) == 1
+    page.evaluate("[window.track] = moshivis.call.sound.stream.getAudioTracks()")
+    page.evaluate("navigator.mediaDevices.dispatchEvent(new Event('devicechange'))")
+    page.wait_for_timeout(1000)
+    assert listening(page)["before"] == "live", "one that works stays"
+    page.click("#call")
+    assert visitor.complaints == []
+
+
+def test_another_loudspeaker_leaves_the_microphone_alone(server: RunningServer, visitor: Visitor) -> None:
+    page = talking(server, visitor)
+    page.evaluate("[window.track] = moshivis.call.sound.stream.getAudioTracks()")
+    devices = page.eval_on_selector_all("#speaker option", "options => options.map(option => option.value)")
+    assert len(devices) > 1
+    page.select_option("#speaker", devices[1])
+    until(page, "id => moshivis.call.sound.context.sinkId === id", devices[1])
+    page.select_option("#speaker", "")
+    until(page, "moshivis.call.sound.context.sinkId === ''")
+    page.wait_for_timeout(500)
+    assert listening(page)["before"] == "live"
+    page.click("#settings footer .strong")
+    page.click("#call")
+    assert visitor.complaints == []
+
+
+def test_the_last_of_two_quick_choices_counts(server: RunningServer, visitor: Visitor) -> None:
+    page = talking(server, visitor)
+    devices = page.eval_on_selector_all("#microphone option", "options => options.map(option => option.value)")
+    page.evaluate(
+        """(slow) => {
+          const { mediaDevices } = navigator;
+          const ask = mediaDevices.getUserMedia.bind(mediaDevices);
+          mediaDevices.getUserMedia = async (wish) => {
+            const stream = await ask(wish);
+            if (wish.audio.deviceId?.exact === slow) {
+              await new Promise((done) => setTimeout(done, 1000));
+              window.late = stream;
+            }
+            return stream;
+          };
+        }""",
+        devices[1],
+    )
+    page.select_option("#microphone", devices[1])
+    page.select_option("#microphone", devices[2])
+    until(page, "window.late !== undefined")
+    page.wait_for_timeout(300)
+    assert listening(page)["device"] == devices[2]
+    assert page.evaluate("window.late.getAudioTracks()[0].readyState") == "ended"
+    page.click("#settings footer .strong")
+    page.click("#call")
+
+
+def test_chosen_devices_are_kept(server: RunningServer, visitor: Visitor) -> None:
+    page = talking(server, visitor)
+    device = page.eval_on_selector_all("#microphone option", "options => options.map(option => option.value)")[2]
+    choose(page, device)
+    page.reload()
+    until(page, "document.querySelector('#thumbs img')?.complete")
+    page.click("#call")
+    visitor.wait_state("talking")
+    assert listening(page)["device"] == device
+    page.click("#open-sound")
+    until(page, "device => document.querySelector('#microphone').value === device", device)
+    page.click("#settings footer .strong")
+    page.click("#call")

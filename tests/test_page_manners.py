@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import socketserver
-import threading
-from collections.abc import Iterator
+import re
+import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -16,11 +14,7 @@ from moshivis.inference.colour import PALETTE
 from moshivis.inference.conversation import Assistant
 from moshivis.serve.hall import Full
 from moshivis.serve.static import PAGE
-from page_support import (
-    CHROMIUM,
-    STRANGER,
-    until,
-)
+from page_support import CHROMIUM, STRANGER, proxy, until
 from page_visitor import Visitor
 from serve_support import RunningServer, serving, wait_for
 
@@ -32,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
     pytest.mark.timeout(600),
 ]
-PHONE = {"width": 360, "height": 740}
+PHONES = [(360, 740), (915, 412)]  # upright, and on its side
 
 
 # what can go wrong ----------------------------------------------------------------------------------------------------
@@ -68,13 +62,18 @@ def test_a_lost_connection_comes_back(server: RunningServer, visitor: Visitor) -
     page = visitor.open(server.url)
     page.click("#call")
     visitor.wait_state("talking")
+    began = time.monotonic()
+    page.wait_for_timeout(3000)
     page.evaluate("moshivis.call.wire.socket.close(4000)")  # as if the network had broken it
     visitor.wait_state("lost")
     assert "The connection is lost" in visitor.problem()
     visitor.wait_state("talking")
     assert "Connected again" in page.inner_text("#transcript") and not page.is_visible("#problem")
     until(page, "moshivis.transcript.turns.length > 0")
+    lasted = time.monotonic() - began
     page.click("#call")
+    ended = re.search(r"The call has ended after (\d+):(\d+)", page.inner_text("#transcript"))
+    assert ended is not None and 60 * int(ended[1]) + int(ended[2]) > lasted - 2, "both parts of it"
     assert len(visitor.sockets) == 2 and visitor.complaints == []
 
 
@@ -89,33 +88,9 @@ def test_a_dead_connection_is_noticed(server: RunningServer, visitor: Visitor) -
     page.click("#call")
 
 
-@contextlib.contextmanager
-def proxy(server: RunningServer, replaced: str, by: str) -> Iterator[str]:
-    """An address that leads to the server; what clients send is changed on its way."""
-
-    class Passing(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.create_connection(("127.0.0.1", server.port)) as inner:
-                threading.Thread(target=self.pass_on, args=(inner, self.request, False), daemon=True).start()
-                self.pass_on(self.request, inner, True)
-
-        def pass_on(self, source: socket.socket, target: socket.socket, changed: bool) -> None:
-            with contextlib.suppress(OSError):
-                while data := source.recv(2**16):
-                    target.sendall(data.replace(old, by.encode()) if changed else data)
-                target.shutdown(socket.SHUT_WR)
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Passing) as passing:
-        passing.daemon_threads = True
-        port = passing.server_address[1]
-        old = replaced.format(port=port).encode()
-        threading.Thread(target=passing.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{port}"
-        passing.shutdown()
-
-
 def test_a_proxy_that_takes_another_name_is_explained(server: RunningServer, visitor: Visitor) -> None:
-    with proxy(server, "Host: 127.0.0.1:{port}", f"Host: 127.0.0.1:{server.port}") as url:
+    own = f"Host: 127.0.0.1:{server.port}".encode()
+    with proxy(server, lambda data: re.sub(rb"Host: 127.0.0.1:\d+", own, data)) as url:
         page = visitor.open(url)
         page.click("#call")
         visitor.wait_state("idle")
@@ -125,7 +100,7 @@ def test_a_proxy_that_takes_another_name_is_explained(server: RunningServer, vis
 
 
 def test_a_proxy_that_passes_no_websockets_is_explained(server: RunningServer, visitor: Visitor) -> None:
-    with proxy(server, "Upgrade: websocket", "X-Upgrade: nothing") as url:
+    with proxy(server, lambda data: data.replace(b"Upgrade: websocket", b"X-Upgrade: nothing")) as url:
         page = visitor.open(url)
         page.click("#call")
         visitor.wait_state("idle")
@@ -189,6 +164,11 @@ def test_a_token_is_asked_for_and_kept_out_of_the_address(mini: Assistant, visit
         page = visitor.page
         page.goto(server.url)
         page.wait_for_selector("#token[open]")
+        assert "A token is needed" in page.inner_text("#token-note")
+        page.fill("#token-value", "close-sesame")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelector('#token-note').textContent.startsWith('The token is wrong')")
+        assert page.is_visible("#token") and page.get_attribute("#token-value", "aria-describedby") == "token-note"
         page.fill("#token-value", "open-sesame")
         page.keyboard.press("Enter")
         page.wait_for_selector("#thumbs img")
@@ -225,30 +205,65 @@ def test_settings_are_kept_and_sent(server: RunningServer, visitor: Visitor) -> 
     assert page.input_value("[name=text_temperature]") == usual and page.input_value("[name=seed]") == ""
 
 
-def test_it_fits_a_phone(server: RunningServer, browser: Browser) -> None:
-    context = browser.new_context(viewport={"width": PHONE["width"], "height": PHONE["height"]}, has_touch=True)
+def test_settings_that_the_server_would_refuse_are_not_kept(server: RunningServer, visitor: Visitor) -> None:
+    visitor.page.add_init_script(
+        """localStorage['moshivis.settings'] ??= JSON.stringify(
+             { seed: 7.6, text_topk: 'many', audio_topk: 9999, xa_start: null, colour: 3 })"""
+    )
+    page = visitor.open(server.url)
+    assert page.input_value("[name=seed]") == "8" and page.input_value("[name=audio_topk]") == "500"
+    page.click("#open-settings")
+    page.fill("[name=seed]", "1.5")
+    page.keyboard.press("Tab")
+    assert page.input_value("[name=seed]") == "2"
+    page.keyboard.press("Escape")
+    page.click("#call")
+    visitor.wait_state("talking")
+    page.click("#call")
+    query = parse_qs(urlsplit(visitor.sockets[0]).query)
+    assert query["seed"] == ["2"] and query["audio_topk"] == ["500"]
+    assert not {"text_topk", "xa_start", "colour"} & set(query)
+
+
+@pytest.mark.parametrize(("most_wide", "most_high"), PHONES)
+def test_it_fits_a_phone(server: RunningServer, browser: Browser, most_wide: int, most_high: int) -> None:
+    context = browser.new_context(viewport={"width": most_wide, "height": most_high}, has_touch=True)
     visitor = Visitor(context.new_page())
     page = visitor.open(server.url)
 
     def check(what: str) -> None:
         width = page.evaluate("document.documentElement.scrollWidth")
-        assert width <= PHONE["width"], f"{what} is {width} pixels wide"
+        assert width <= most_wide, f"{what} is {width} pixels wide"
         button = page.locator("#call").bounding_box()
-        assert button is not None and button["y"] + button["height"] <= PHONE["height"], f"{what} hides the button"
+        assert button is not None and button["y"] + button["height"] <= most_high, f"{what} hides the button"
 
+    def reach(element: str) -> None:
+        """Nothing lies over it when one has scrolled down."""
+        on_top = page.evaluate(
+            """(id) => {
+              scrollTo(0, document.body.scrollHeight);
+              const box = document.getElementById(id).getBoundingClientRect();
+              return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2)?.id;
+            }""",
+            element,
+        )
+        assert on_top == element
+
+    reach("question")
     for tab in ("gallery", "draw", "camera", "upload"):
         page.click(f"#tab-{tab}")
         check(tab)
     for button, dialog in (("open-settings", "settings"), ("open-help", "help")):
         page.click(f"#{button}")
         inner = page.evaluate("id => document.getElementById(id).scrollWidth", dialog)
-        assert inner <= PHONE["width"] - 32
+        assert inner <= most_wide - 32
         check(dialog)
         page.keyboard.press("Escape")
     page.click("#tab-gallery")
     page.click("#call")
     visitor.wait_state("talking")
     check("a call")
+    reach("question")
     page.click("#call")
     context.close()
 
@@ -336,6 +351,6 @@ def contrast(one: list[int], other: list[int]) -> float:
 def test_the_page_says_what_runs(server: RunningServer, visitor: Visitor) -> None:
     page = visitor.open(server.url)
     assert page.inner_text("#model") == "miniature"
-    assert "a miniature" in page.inner_text("#about") and "two hundred words" in page.inner_text("#about")
+    assert "a miniature" in page.inner_text("#about") and "three hundred words" in page.inner_text("#about")
     questions = page.locator("#examples button").all_inner_texts()
     assert questions == server.get("/api/info").json()["questions"]

@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,6 +170,20 @@ def test_a_full_server_shows_the_position_and_lets_in_in_order(
         server.run(leave(server.run(enter(first["session_auth_id"]))))
         gone = server.get(f"/api/check_user?session_id=1&session_auth_id={first['session_auth_id']}")
         assert gone.status == 404 and "queue again" in gone.body.decode()
+
+
+def test_a_place_waits_for_a_page_that_nobody_looks_at(mini: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Browsers let it ask once a minute."""
+    now = time.monotonic()
+    monkeypatch.setattr("moshivis.serve.hall.time", SimpleNamespace(monotonic=lambda: now))
+    hall = Hall(Engine(mini, 1, threads=1), Limits(sessions=1), Metrics())
+    asked, never_asked = hall.ticket(), hall.ticket()
+    for _ in range(3):
+        assert hall.position(asked.token) is not None
+        now += 65
+    assert hall.position(never_asked.token) is None and hall.position(asked.token) is not None
+    now += 91
+    assert hall.position(asked.token) is None
 
 
 @pytest.mark.parametrize(

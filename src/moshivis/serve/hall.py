@@ -25,7 +25,7 @@ from moshivis.vision.image import read_image
 
 _log = logging.getLogger("moshivis.serve")
 
-TICKET_SECONDS = 30.0  # a ticket that was not asked for so long is gone
+TICKET_SECONDS = 90.0  # a ticket that was not asked for so long is gone; a hidden tab may ask once a minute only
 FIRST_SECONDS = 5.0  # the same, if nobody has asked for it yet: tickets cost nothing, and hold places
 LOOKERS = 1  # pictures that are read and encoded at once: more would take the processor from the ticks
 T = TypeVar("T")

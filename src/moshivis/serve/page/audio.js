@@ -17,6 +17,9 @@ export class Sound {
   constructor(on) {
     this.on = on;
     this.muted = false;
+    this.wanted = ''; // the microphone that was chosen
+    this.speaker = '';
+    this.changes = 0; // of the microphone: the last one counts, whichever the browser is done with first
   }
 
   /**
@@ -27,6 +30,7 @@ export class Sound {
   async open({ microphone, speaker }) {
     // Made first, while the click still counts as permission to make sound.
     const context = (this.context = new AudioContext({ latencyHint: 'interactive' }));
+    this.wanted = microphone;
     try {
       const stream = await openMicrophone(microphone);
       if (!this.context) return stopTracks(stream); // hung up while the browser was asking
@@ -70,11 +74,23 @@ export class Sound {
   /** @param {string} id change the microphone during a call */
   async setMicrophone(id) {
     if (!this.source) return;
-    const stream = await openMicrophone(id);
-    if (!this.context) return stopTracks(stream);
+    const change = ++this.changes;
+    this.wanted = id;
+    const isLast = () => this.context && change === this.changes;
+    const stream = await openMicrophone(id).catch((error) => {
+      if (isLast()) throw error;
+    });
+    if (!isLast()) return stopTracks(stream);
     stopTracks(this.stream);
     this.stream = stream;
     this.listen();
+  }
+
+  /** Whether the microphone is there, and the one that was chosen. */
+  get hears() {
+    if (!this.source) return true; // none yet
+    const [track] = this.stream.getAudioTracks();
+    return track.readyState === 'live' && (!this.wanted || track.getSettings().deviceId === this.wanted);
   }
 
   /** Let sound flow again after the system has stopped it. */
@@ -84,14 +100,15 @@ export class Sound {
 
   /** @param {string} id where the browser can choose one; if it is not plugged in, the system's choice */
   async setSpeaker(id) {
-    if (!this.context || !canChooseSpeaker() || id === (this.speaker ?? '')) return;
+    if (!this.context || !canChooseSpeaker() || id === this.speaker) return;
+    this.speaker = id;
     try {
       await this.context.setSinkId(id);
-      this.speaker = id;
     } catch (error) {
+      if (!this.context || this.speaker !== id) return; // hung up, or another was chosen since
+      this.speaker = '';
       if (error.name !== 'NotFoundError') throw error;
       await this.context.setSinkId('');
-      this.speaker = '';
     }
   }
 
@@ -128,22 +145,14 @@ export function canChooseSpeaker() {
   return typeof AudioContext !== 'undefined' && 'setSinkId' in AudioContext.prototype;
 }
 
-/**
- * Offer the devices that there are in two select elements, and keep what was chosen.
- * @param {HTMLSelectElement} microphone @param {HTMLSelectElement} speaker
- */
-export async function listDevices(microphone, speaker) {
+/** @returns {Promise<Record<'microphone'|'speaker', HTMLOptionElement[]>>} the devices that there are, for a select */
+export async function listDevices() {
   const devices = (await navigator.mediaDevices?.enumerateDevices()) ?? [];
-  for (const [select, kind, name] of [
-    [microphone, 'audioinput', 'Microphone'],
-    [speaker, 'audiooutput', 'Loudspeaker'],
-  ]) {
-    const found = devices.filter((device) => device.kind === kind && !['', 'default'].includes(device.deviceId));
-    const options = found.map((device, i) => new Option(device.label || `${name} ${i + 1}`, device.deviceId));
-    const chosen = select.value;
-    select.replaceChildren(new Option('System default', ''), ...options);
-    select.value = options.some((option) => option.value === chosen) ? chosen : '';
-  }
+  const options = (kind, name) =>
+    devices
+      .filter((device) => device.kind === kind && !['', 'default'].includes(device.deviceId))
+      .map((device, i) => new Option(device.label || `${name} ${i + 1}`, device.deviceId));
+  return { microphone: options('audioinput', 'Microphone'), speaker: options('audiooutput', 'Loudspeaker') };
 }
 
 async function openMicrophone(id) {

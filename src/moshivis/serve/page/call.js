@@ -30,6 +30,7 @@ export class Call {
     this.picture = null;
     this.muted = false;
     this.paused = false; // by the system, which has stopped the sound
+    this.missing = false; // the microphone, during a call
     /** @type {State} */
     this.state = 'idle';
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.wake());
@@ -59,7 +60,7 @@ export class Call {
       running: (running) => this.flow(running),
     });
     this.sound = sound;
-    this.paused = false;
+    this.paused = this.missing = false;
     sound.mute(this.muted);
     try {
       const [opus] = await Promise.all([hasOpus(), sound.open(this.settings.devices())]);
@@ -79,17 +80,17 @@ export class Call {
     let again = false;
     let first = null;
     this.enter('connecting');
-    this.wire = new Wire(() => query, {
+    this.wire = new Wire(query, {
       open: () => {
         this.enter('preparing');
         first = this.picture;
         this.wire.image(first);
       },
       ready: () => {
-        this.talk();
-        if (this.picture !== first) this.wire.image(this.picture); // changed while the server was looking
         this.on.begin(again);
         again = true;
+        this.talk();
+        if (this.picture !== first) this.wire.image(this.picture); // changed while the server was looking
       },
       audio: (bytes) => this.receiver?.push(bytes),
       text: this.on.text,
@@ -123,6 +124,7 @@ export class Call {
     this.receiver?.close();
     this.sender = this.receiver = null;
     this.sound?.finish();
+    this.watch?.stop();
   }
 
   /** 20 ms of one side: to the watch, the meters and the recording; the user's also to the model. */
@@ -149,14 +151,33 @@ export class Call {
     this.sound?.mute(muted);
   }
 
-  /** Other devices were chosen, or the microphone was unplugged. */
+  /** Another one was chosen, or this one was unplugged. */
   async changeMicrophone() {
-    const { microphone, speaker } = this.settings.devices();
+    const missed = this.missing;
+    this.missing = !(await this.change((sound) => sound.setMicrophone(this.settings.devices().microphone)));
+    if (missed && !this.missing) this.on.problem(null);
+  }
+
+  async changeSpeaker() {
+    await this.change((sound) => sound.setSpeaker(this.settings.devices().speaker));
+  }
+
+  /** Devices came or went: one that was missed may be back. */
+  async plugged() {
+    if (this.sound && !this.sound.hears) await this.changeMicrophone();
+    await this.changeSpeaker();
+  }
+
+  /** @param {(sound: Sound) => Promise<void>} work on the devices of a running call @returns whether it went well */
+  async change(work) {
+    const { sound } = this;
     try {
-      await this.sound?.setMicrophone(microphone);
-      await this.sound?.setSpeaker(speaker);
+      if (sound) await work(sound);
+      return true;
     } catch (error) {
+      if (this.sound !== sound) return true; // hung up: it no longer matters
       this.on.problem({ ...microphoneProblem(error), action: undefined });
+      return false;
     }
   }
 

@@ -1,10 +1,11 @@
 // The page: brings call, picture, transcript, meters, settings and recording together.
 
-import { canChooseSpeaker, listDevices } from './audio.js';
+import { canChooseSpeaker } from './audio.js';
 import { Call } from './call.js';
+import { element, tell } from './dom.js';
 import { Meter } from './meters.js';
 import { PicturePanel } from './picture.js';
-import { obstacle } from './problems.js';
+import { asSentence, obstacle } from './problems.js';
 import { download, Recording } from './recording.js';
 import { keep, recall, Settings } from './settings.js';
 import { GateCurve, gateLevel, Transcript } from './transcript.js';
@@ -14,9 +15,10 @@ const TOKEN = 'moshivis.token';
 const THEME = 'moshivis.theme';
 const THEMES = { '': 'as the system', light: 'light', dark: 'dark' };
 
-const element = (id) => document.getElementById(id);
-
-const settings = new Settings(element('settings').querySelector('form'), () => call.changeMicrophone());
+const settings = new Settings(element('settings').querySelector('form'), {
+  microphone: () => call.changeMicrophone(),
+  speaker: () => call.changeSpeaker(),
+});
 const transcript = new Transcript(element('transcript'), element('spoken'));
 const curve = new GateCurve(element('curve'), element('scale'));
 const recording = new Recording();
@@ -26,7 +28,8 @@ const meters = {
 };
 let info = null;
 let began = 0; // ms, of the call under way
-let ends = Infinity; // s after that, by the server's limit
+let connected = 0; // ms, the same until the connection is lost
+let limit = Infinity; // s after that, by the server
 let reactions = [];
 
 const call = new Call(
@@ -52,7 +55,7 @@ const call = new Call(
 const picture = new PicturePanel(
   async (chosen) => {
     const turns = call.state === 'talking' && chosen && !chosen.live;
-    if (turns) element('picture-status').textContent = 'The model turns to it…';
+    if (turns) picture.say('The model turns to it…');
     const bytes = chosen && new Uint8Array(await chosen.blob.arrayBuffer());
     if (picture.current === chosen) call.show(bytes);
   },
@@ -64,12 +67,13 @@ const picture = new PicturePanel(
 element('call').addEventListener('click', async () => {
   if (call.running) return call.stop();
   await call.start();
-  refreshDevices();
+  settings.offerDevices();
 });
 
 element('mute').addEventListener('click', ({ currentTarget }) => {
   call.mute(!call.muted);
   currentTarget.setAttribute('aria-pressed', String(call.muted));
+  if (call.state === 'talking') tell('state', STATES.talking());
 });
 
 const STATES = {
@@ -77,18 +81,21 @@ const STATES = {
   opening: () => 'Please allow the microphone',
   connecting: () => 'Connecting…',
   queued: (position) => (position > 0 ? `Number ${position} in the queue` : 'The server is not ready yet'),
-  preparing: () => 'The model looks at the picture…',
-  talking: () => 'Talk, it listens',
+  preparing: () => (call.picture ? 'The model looks at the picture…' : 'The model gets ready…'),
+  talking: () => {
+    if (limit - secondsSince(connected) < 60) return 'The call ends in less than a minute';
+    return call.muted ? 'Muted: the model hears silence' : 'Talk, it listens';
+  },
   lost: (attempt) => `Connection lost, attempt ${attempt} to come back`,
 };
 
 function showState(state, detail) {
   element('dock').dataset.state = state;
-  element('state').textContent = STATES[state](detail);
+  tell('state', STATES[state](detail));
   element('call-label').textContent = { idle: 'Start talking', talking: 'Stop' }[state] ?? 'Cancel';
   element('clock').textContent = '';
   if (state === 'talking') return;
-  element('picture-status').textContent = '';
+  picture.say('');
   if (state !== 'idle') return;
   if (began) transcript.note(`The call has ended after ${duration()}`);
   began = 0;
@@ -100,34 +107,39 @@ function begin(again) {
     transcript.note('Connected again: the model begins anew');
   } else {
     reactions = [];
+    began = performance.now();
     recording.begin();
     if (!transcript.empty) transcript.note('A new call');
     if (call.format === 'pcm') transcript.note('This browser cannot make Opus: sound travels uncompressed');
   }
-  began = performance.now();
+  connected = performance.now();
   curve.clear();
 }
 
+const secondsSince = (time) => (performance.now() - time) / 1000;
+
 function duration() {
-  const seconds = Math.floor((performance.now() - began) / 1000);
+  const seconds = Math.floor(secondsSince(began));
   return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`;
 }
 
 setInterval(() => {
   if (call.state !== 'talking') return;
   element('clock').textContent = duration();
-  const left = ends - (performance.now() - began) / 1000;
-  if (left < 60) element('state').textContent = 'The call ends in less than a minute';
+  tell('state', STATES.talking());
 }, 1000);
 
 function metadata(data) {
   if (data.type === 'gate') {
     curve.add(data.values);
   } else if (data.type === 'settings') {
-    ends = data.session_s ?? Infinity;
+    limit = data.session_s ?? Infinity;
+  } else if (data.type === 'stats') {
+    element('fact-unheard').parentElement.hidden = !data.dropped;
+    element('fact-unheard').textContent = time((data.dropped / curve.frameRate) * 1000);
   } else if (data.type === 'image') {
     const failed = data.status === 'error';
-    element('picture-status').textContent = failed ? 'The model still sees the one before' : '';
+    picture.say(failed ? 'The model still sees the one before' : '');
     if (failed) showProblem({ title: 'The server cannot use this picture', text: data.message });
   }
 }
@@ -140,9 +152,11 @@ function reaction(ms) {
   element('fact-reaction').title = `Median of ${reactions.length}: ${(middle / 1000).toFixed(2)} s`;
 }
 
+const time = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+
 function showBuffer({ level, missed, underruns }) {
   element('fact-buffer').textContent = `${Math.round(level / 10) * 10} ms`;
-  element('fact-missed').textContent = missed < 1000 ? `${Math.round(missed)} ms` : `${(missed / 1000).toFixed(1)} s`;
+  element('fact-missed').textContent = time(missed);
   element('fact-missed').title = `${underruns} times`;
 }
 
@@ -185,21 +199,21 @@ function dataUri(blob) {
 const ACTIONS = {
   start: { label: 'Try again', act: () => call.running || element('call').click() },
   wake: { label: 'Go on', act: () => call.wake() },
-  token: { label: 'Enter the token', act: () => element('token').showModal() },
+  token: { label: 'Enter the token', act: ({ text }) => askToken(text) },
 };
 
 function showProblem(problem) {
   element('problem').hidden = !problem;
   if (!problem) return;
   element('problem').dataset.kind = problem.kind ?? 'error';
-  element('problem-title').textContent = problem.title;
-  element('problem-text').textContent = problem.text;
+  tell('problem-title', problem.title);
+  tell('problem-text', problem.text);
   const action = ACTIONS[problem.action];
   element('problem-action').hidden = !action;
-  element('problem-action').textContent = action?.label ?? '';
+  tell('problem-action', action?.label ?? '');
   element('problem-action').onclick = () => {
     showProblem(null);
-    action.act();
+    action.act(problem);
   };
 }
 
@@ -210,6 +224,12 @@ element('token-form').addEventListener('submit', () => {
   element('token-value').value = '';
   load();
 });
+
+/** @param {string} why by the server */
+function askToken(why) {
+  element('token-note').textContent = `${asSentence(why)} Whoever runs the server can tell you the token.`;
+  element('token').showModal();
+}
 
 function useToken(token) {
   server.token = token;
@@ -238,12 +258,15 @@ function findToken() {
 
 // the rest of the page -------------------------------------------------------------------------------------------------
 
-const refreshDevices = () => listDevices(element('microphone'), element('speaker'));
+navigator.mediaDevices?.addEventListener('devicechange', () => {
+  settings.offerDevices();
+  call.plugged();
+});
 
 for (const button of ['open-settings', 'open-sound']) {
   element(button).addEventListener('click', () => {
     element('settings').showModal();
-    refreshDevices();
+    settings.offerDevices();
   });
 }
 element('open-help').addEventListener('click', () => element('help').showModal());
@@ -301,7 +324,7 @@ async function load() {
     document.querySelector('.look').hidden = !info.sees;
     if (info.sees) await picture.fill();
   } catch (error) {
-    if (error.status === 401) element('token').showModal();
+    if (error.status === 401) askToken(error.message);
     else showProblem({ title: 'The server does not answer as it should', text: error.message });
   }
 }
@@ -310,8 +333,8 @@ function describeModel() {
   element('model').textContent = info.miniature ? 'miniature' : info.name;
   const about = info.miniature
     ? 'This server runs a miniature: a small model that comes with moshivis. It knows six shapes, eleven colours, ' +
-      'places, sizes and counting, in some two hundred words of English, and it errs. Drawn shapes are what it ' +
-      'understands; photographs are not.'
+      'places, sizes and counting, and reads printed words and numbers, in some three hundred words of English; and ' +
+      'it errs. Drawn shapes are what it understands; photographs are not.'
     : `This server runs ${info.name}${info.sees ? '' : ', which cannot see: it talks without a picture'}.`;
   element('about').textContent = about;
   element('help-model').textContent = `${about} Version ${info.version}, with room for ${info.slots} calls at once.`;

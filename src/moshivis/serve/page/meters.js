@@ -120,6 +120,15 @@ export class TalkWatch {
     if (this.model.hear(rms, at, length) === 'begun' && this.question) this.answered(this.model.begin);
   }
 
+  /** The call or its connection is over: so is the speech under way. */
+  stop() {
+    const { begin, end, speaking } = this.user;
+    if (speaking) this.on.speechEnd((end - begin) / RATE);
+    this.user = new Voice();
+    this.model = new Voice();
+    this.question = null;
+  }
+
   answered(onset) {
     const ms = ((onset - this.question.end) / RATE) * 1000;
     this.question = null;

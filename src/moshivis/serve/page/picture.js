@@ -1,22 +1,21 @@
 // The picture that is talked about: from the gallery, drawn, from the camera, uploaded, pasted or dropped.
 
+import { Camera } from './camera.js';
+import { element, tell } from './dom.js';
 import { Drawing } from './draw.js';
+import { shrink } from './encoding.js';
 import { server } from './wire.js';
 
-const MAX_SIDE = 1024; // pixels; more would only be scaled down on the server
-const MAX_BYTES = 4 * 2 ** 20; // of a file that is sent as it is
-const AS_IT_IS = ['image/png', 'image/jpeg', 'image/webp'];
 const FIRST_SEEDS = [34, 148, 12, 124, 186, 153]; // clear scenes to begin with
 
 /**
  * @typedef {object} Picture
  * @property {Blob} blob encoded
  * @property {string} name for people
+ * @property {'gallery'|'draw'|'camera'|'upload'} source
  * @property {boolean} [live] one of a camera's many
  * @property {number} [seed] of the gallery
  */
-
-const element = (id) => document.getElementById(id);
 
 export class PicturePanel {
   /** @param {(picture: Picture|null) => void} onChange @param {(text: string) => void} onProblem */
@@ -25,7 +24,9 @@ export class PicturePanel {
     this.onProblem = onProblem;
     /** @type {Picture|null} */
     this.current = null;
+    this.able = false; // until it is known that the model can see
     this.choices = 0;
+    this.message = '';
     this.shown = element('shown');
     this.video = element('video');
     this.canvas = element('drawing');
@@ -34,14 +35,12 @@ export class PicturePanel {
       { colours: element('colours'), tools: element('shapes'), size: element('brush') },
       () => this.useDrawing(),
     );
-    this.camera = new Camera(
-      this.video,
-      (picture) => {
-        if (!picture.live) this.choose();
-        this.use(picture);
-      },
-      onProblem,
-    );
+    this.camera = new Camera(this.video, {
+      choose: () => this.choose(),
+      take: (picture) => this.use(picture),
+      film: () => this.stage(),
+      problem: onProblem,
+    });
     this.tabs = [...document.querySelectorAll('.sources [role="tab"]')];
     this.bind();
   }
@@ -87,7 +86,7 @@ export class PicturePanel {
       classList.remove('dropping');
       this.useFile(dataTransfer.files[0]);
     };
-    const enter = (step) => () => classList.toggle('dropping', (depth += step) > 0);
+    const enter = (step) => () => classList.toggle('dropping', (depth += step) > 0 && this.able);
     addEventListener('dragenter', withFile(enter(1)));
     addEventListener('dragleave', withFile(enter(-1)));
     addEventListener('dragover', withFile(enter(0)));
@@ -111,12 +110,22 @@ export class PicturePanel {
 
   stage() {
     const drawing = this.source === 'draw';
-    const filming = this.source === 'camera';
+    const filming = this.source === 'camera' && !(this.camera.taken && this.current);
     this.canvas.hidden = !drawing;
     this.video.hidden = !filming;
     this.shown.hidden = drawing || filming || !this.current;
     element('no-picture').hidden = drawing || filming || Boolean(this.current);
     element('remove').hidden = drawing || filming || !this.current;
+    const drawn = !this.drawing.empty || this.current?.source === 'draw'; // perhaps all white
+    const seen = drawing ? drawn : !filming || (this.camera.live && this.current?.live);
+    const unseen = this.current ? 'The model still sees the picture before' : 'The model sees no picture yet';
+    tell('picture-status', this.message || (seen ? '' : unseen));
+  }
+
+  /** @param {string} message on the picture, '' for none */
+  say(message) {
+    this.message = message;
+    this.stage();
   }
 
   /**
@@ -145,7 +154,7 @@ export class PicturePanel {
     this.choose();
     this.current = null;
     this.mark(undefined);
-    this.stage();
+    this.camera.film();
     this.onChange(null);
     this.tabs.find((tab) => tab.tabIndex === 0).focus();
   }
@@ -159,13 +168,13 @@ export class PicturePanel {
   useDrawing() {
     const isLast = this.choose();
     this.timer = setTimeout(() => {
-      this.canvas.toBlob((blob) => isLast() && this.use({ blob, name: 'Your drawing' }), 'image/png');
+      this.canvas.toBlob((blob) => isLast() && this.use({ blob, name: 'Your drawing', source: 'draw' }), 'image/png');
     }, 250);
   }
 
   /** @param {File|undefined} file */
   async useFile(file) {
-    if (!file) return;
+    if (!file || !this.able) return;
     if (!file.type.startsWith('image/')) {
       this.onProblem(`“${file.name}” is not a picture.`);
       return;
@@ -175,7 +184,7 @@ export class PicturePanel {
       const blob = await shrink(file);
       if (!isLast()) return;
       this.open(element('tab-upload'));
-      this.use({ blob, name: file.name || 'Your picture' });
+      this.use({ blob, name: file.name || 'Your picture', source: 'upload' });
     } catch {
       this.onProblem(`This browser cannot read “${file.name}”. Try a PNG or JPEG file.`);
     }
@@ -183,6 +192,7 @@ export class PicturePanel {
 
   /** Fill the gallery; its first picture is shown unless there is another. */
   async fill(seeds = FIRST_SEEDS) {
+    this.able = true;
     const pictures = await Promise.all(seeds.map(fetchScene));
     element('thumbs').replaceChildren(...pictures.map((picture) => this.thumb(picture)));
     this.mark(this.current?.seed);
@@ -215,89 +225,10 @@ export class PicturePanel {
   }
 }
 
-/** The camera, single pictures or one a second. */
-class Camera {
-  constructor(video, onPicture, onProblem) {
-    Object.assign(this, { video, onPicture, onProblem });
-    this.facing = 'environment';
-    element('shoot').addEventListener('click', () => this.shoot());
-    element('flip').addEventListener('click', () => this.flip());
-    element('live').addEventListener('change', () => this.repeat());
-  }
-
-  async open() {
-    this.wanted = true;
-    try {
-      const size = { width: { ideal: MAX_SIDE }, height: { ideal: MAX_SIDE } };
-      const stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, facingMode: this.facing } });
-      if (!this.wanted || this.stream) return stream.getTracks().forEach((track) => track.stop());
-      this.stream = stream;
-      this.video.srcObject = stream;
-      await this.video.play();
-      this.repeat();
-    } catch (error) {
-      const why = { NotAllowedError: 'Its use was refused.', NotFoundError: 'None was found.' }[error?.name];
-      if (error?.name !== 'AbortError') this.onProblem(`The camera cannot be used. ${why ?? ''}`);
-    }
-  }
-
-  close() {
-    this.wanted = false;
-    clearInterval(this.timer);
-    this.stream?.getTracks().forEach((track) => track.stop());
-    this.stream = this.video.srcObject = null;
-  }
-
-  flip() {
-    this.facing = this.facing === 'user' ? 'environment' : 'user';
-    this.close();
-    this.open();
-  }
-
-  repeat() {
-    clearInterval(this.timer);
-    if (!element('live').checked) return;
-    this.shoot();
-    this.timer = setInterval(() => this.shoot(true), 1000);
-  }
-
-  async shoot(live = false) {
-    if (!this.video.videoWidth) return;
-    const blob = await encode(this.video, this.video.videoWidth, this.video.videoHeight, 'image/jpeg');
-    this.onPicture({ blob, name: 'Picture of the camera', live });
-  }
-}
-
-/** The file as it is if that is small enough, else scaled down. */
-async function shrink(file) {
-  const bitmap = await createImageBitmap(file);
-  const { width, height } = bitmap;
-  const small = Math.max(width, height) <= MAX_SIDE && file.size <= MAX_BYTES && AS_IT_IS.includes(file.type);
-  const type = file.type === 'image/png' ? 'image/png' : 'image/jpeg';
-  const blob = small ? file : await encode(bitmap, width, height, type);
-  bitmap.close();
-  return blob;
-}
-
-function encode(source, width, height, type) {
-  const scale = Math.min(1, MAX_SIDE / Math.max(width, height));
-  const canvas = document.createElement('canvas');
-  canvas.width = Math.max(1, Math.round(width * scale));
-  canvas.height = Math.max(1, Math.round(height * scale));
-  const pen = canvas.getContext('2d');
-  pen.imageSmoothingQuality = 'high';
-  pen.fillStyle = '#fff'; // under what is transparent
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.drawImage(source, 0, 0, canvas.width, canvas.height);
-  return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error('no picture'))), type, 0.9);
-  });
-}
-
 /** A drawn scene; the server tells what is on it. @returns {Promise<Picture>} */
 async function fetchScene(seed) {
   const response = await server.fetch('api/scene', { seed });
   const { objects } = JSON.parse(response.headers.get('X-Scene'));
   const name = objects.map(({ size, colour, shape }) => `${size} ${colour} ${shape}`).join(', ');
-  return { seed, name, blob: await response.blob() };
+  return { seed, name, source: 'gallery', blob: await response.blob() };
 }

@@ -41,9 +41,14 @@ export function microphoneProblem(error) {
   return { title, text: `${text} You can also ask in writing.`, action: 'start' };
 }
 
+/** @param {string} text as the server writes it @returns {string} for people to read */
+export function asSentence(text) {
+  return text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? '' : '.'}` : '';
+}
+
 /** @param {{code: string, text: string}} reason of the end of a connection @returns {Problem|null} */
 export function endProblem({ code, text }) {
-  const sentence = text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? '' : '.'}` : '';
+  const sentence = asSentence(text);
   switch (code) {
     case 'ended':
       return { kind: 'notice', title: 'The call is over', text: sentence, action: 'start' };

@@ -1,6 +1,9 @@
 // Settings of the next call, kept in this browser. Only what was changed is sent; the rest is the model's own choice.
 
+import { listDevices } from './audio.js';
+
 const KEY = 'moshivis.settings';
+const DEVICES = 'moshivis.devices';
 /** How /api/info calls the values that the query names as the released client does. */
 const NAMES = {
   text_temperature: 'text_temperature',
@@ -31,15 +34,28 @@ export function keep(key, value) {
 export class Settings {
   /**
    * @param {HTMLFormElement} form its ranges are named like the query's parameters
-   * @param {() => void} onDevice microphone or loudspeaker were chosen
+   * @param {{microphone: () => void, speaker: () => void}} onDevice another one was chosen
    */
   constructor(form, onDevice) {
     this.form = form;
     this.usual = {};
-    this.changed = recall(KEY) ?? {};
-    for (const input of this.inputs()) input.addEventListener('input', () => this.set(input));
-    for (const name of ['microphone', 'speaker']) {
-      form.querySelector(`#${name}`).addEventListener('change', onDevice);
+    this.changed = {};
+    const kept = recall(KEY) ?? {};
+    for (const input of this.inputs()) {
+      if (Number.isFinite(kept[input.name])) this.changed[input.name] = fit(input, kept[input.name]);
+      input.addEventListener('input', () => this.set(input));
+      input.addEventListener('change', () => this.show());
+    }
+    const { microphone, speaker } = recall(DEVICES) ?? {};
+    /** Chosen ones, plugged in or not. */
+    this.chosen = { microphone: String(microphone ?? ''), speaker: String(speaker ?? '') };
+    for (const name of Object.keys(this.chosen)) {
+      const select = form.elements[name];
+      select.addEventListener('change', () => {
+        this.chosen[name] = select.value;
+        keep(DEVICES, this.chosen);
+        onDevice[name]();
+      });
     }
     form.querySelector('#reset').addEventListener('click', () => this.reset());
     this.show();
@@ -58,7 +74,7 @@ export class Settings {
   set(input) {
     const value = Number(input.value);
     if (input.value === '' || value === this.usual[input.name]) delete this.changed[input.name];
-    else this.changed[input.name] = Math.max(Number(input.min), Math.min(Number(input.max), value));
+    else this.changed[input.name] = fit(input, value);
     keep(KEY, this.changed);
     this.show(input);
   }
@@ -80,13 +96,29 @@ export class Settings {
     }
   }
 
+  /** @returns {{microphone: string, speaker: string}} ids of the chosen ones, '' is the system's choice */
   devices() {
-    const { microphone, speaker } = this.form.elements;
-    return { microphone: microphone.value, speaker: speaker.value };
+    return this.chosen;
+  }
+
+  /** Offer the devices that there are. */
+  async offerDevices() {
+    for (const [name, options] of Object.entries(await listDevices())) {
+      const select = this.form.elements[name];
+      const chosen = this.chosen[name];
+      select.replaceChildren(new Option('System default', ''), ...options);
+      select.value = options.some((option) => option.value === chosen) ? chosen : '';
+    }
   }
 
   /** @returns {Record<string, number>} for the query of a call */
   query() {
     return { seed: Math.floor(Math.random() * 1e6), ...this.changed };
   }
+}
+
+/** What the server takes: within the bounds, and whole where the steps are. */
+function fit(input, value) {
+  const within = Math.max(Number(input.min), Math.min(Number(input.max), value));
+  return input.step === '1' ? Math.round(within) : within;
 }

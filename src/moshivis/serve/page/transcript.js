@@ -149,7 +149,7 @@ export class Transcript {
     box.textContent = text;
     this.welcome.remove();
     this.root.append(box);
-    this.current = null;
+    this.finishSentence(text);
     this.follow();
   }
 
@@ -182,9 +182,11 @@ export class Transcript {
     this.timer = setTimeout(() => this.finishSentence(), whole ? AFTER_SENTENCE : PAUSE);
   }
 
-  finishSentence() {
+  /** @param {string} more to tell after it */
+  finishSentence(more = '') {
     clearTimeout(this.timer);
-    if (this.current) this.spoken.textContent = this.current.element.textContent;
+    const sentence = this.current?.element.textContent ?? '';
+    if (sentence || more) this.spoken.textContent = `${sentence} ${more}`.trim();
     this.current = null;
   }
 

@@ -4,12 +4,18 @@ const KIND = { handshake: 0, audio: 1, text: 2, metadata: 4, error: 5, coloured:
 const DELAYS = [0.5, 1, 2, 4, 8, 8, 8, 8]; // s between attempts to come back
 const BLOCKED = 4; // attempts
 const QUEUE_POLL = 1000; // ms
+const PLACE_LIVES = 90 * 1000; // ms that the server keeps a place in the queue for who does not ask
 const CHECK = 2000; // ms between looks at whether anything has come
-const QUIET_CHECKS = 6; // without a message, then the line is dead: the server pings after 4 s
-const EXPLAIN = 5000; // ms
-const BUSY = 2 ** 14; // bytes that wait for the line: more than sound, so a picture is still on its way
+/** Checks at which nothing has moved, then the line is dead. In a call the server pings after 4 s. */
+const QUIET_CHECKS = { opening: 8, looking: 30, call: 6 };
+const PATIENCE = 5000; // ms for a short answer
 const AGAIN = 100; // ms
-const MAX_BEHIND = 2 ** 15; // bytes of sound
+const RATES = { ogg: 5000, pcm: 48000 }; // bytes of sound a second
+const BUSY = 0.35; // s of sound that wait for the line: a picture must wait, too
+const MAX_BEHIND = 0.7; // s, then sound is left out
+
+/** How to ask for a short answer. */
+const soon = () => ({ signal: AbortSignal.timeout(PATIENCE) });
 
 /** Requests to this server, with the token if there is one. */
 export const server = {
@@ -67,17 +73,18 @@ export class ServerError extends Error {
  */
 
 export class Wire {
-  /** @param {() => Record<string, unknown>} query of each connection @param {WireEvents} on */
+  /** @param {Record<string, unknown> & {audio: 'ogg'|'pcm'}} query of each connection @param {WireEvents} on */
   constructor(query, on) {
     this.query = query;
     this.on = on;
+    this.rate = RATES[query.audio];
     this.closed = false;
     this.attempt = 0;
     this.everOpened = this.answers = false;
   }
 
   connect() {
-    const url = server.url('api/chat', { ...this.query(), worker_auth_id: this.ticket });
+    const url = server.url('api/chat', { ...this.query, worker_auth_id: this.ticket });
     url.protocol = url.protocol.replace('http', 'ws');
     this.opened = this.handshaken = false;
     this.sent = this.pictureEnd = this.pictureSize = 0; // bytes
@@ -86,22 +93,25 @@ export class Wire {
     this.socket.binaryType = 'arraybuffer';
     this.socket.onopen = () => {
       this.opened = this.everOpened = true;
+      this.quiet = 0;
       this.on.open();
     };
     this.socket.onmessage = ({ data }) => this.receive(new Uint8Array(data));
     this.socket.onclose = (event) => this.over(event);
+    this.quiet = this.unsent = 0;
+    this.watching = setInterval(() => this.check(), CHECK);
   }
 
-  /** A socket whose other end is gone without a word stays open for minutes. */
-  watch() {
-    clearInterval(this.watching);
-    this.quiet = 0; // checks, not time: a page that sleeps makes none
-    this.watching = setInterval(() => {
-      if (++this.quiet < QUIET_CHECKS) return;
-      this.socket.onclose = this.socket.onmessage = null;
-      this.socket.close();
-      this.over({ code: 1006, reason: '' });
-    }, CHECK);
+  /** A socket whose other end is gone without a word stays open, or opening, for minutes. */
+  check() {
+    const { bufferedAmount } = this.socket;
+    const picture = !this.handshaken && bufferedAmount < this.unsent; // is on its way
+    this.unsent = bufferedAmount;
+    this.quiet = picture ? 0 : this.quiet + 1; // checks, not time: a page that sleeps makes none
+    if (this.quiet < QUIET_CHECKS[this.handshaken ? 'call' : this.opened ? 'looking' : 'opening']) return;
+    this.socket.onclose = this.socket.onmessage = null;
+    this.socket.close();
+    this.over({ code: 1006, reason: '' });
   }
 
   receive(message) {
@@ -113,7 +123,6 @@ export class Wire {
         this.handshaken = true;
         this.attempt = 0;
         this.ticket = this.place = undefined;
-        this.watch();
         return this.on.ready();
       case KIND.audio:
         return this.on.audio(payload);
@@ -142,7 +151,7 @@ export class Wire {
    * @param {Uint8Array} bytes
    */
   audio(bytes) {
-    if (this.handshaken && this.soundBehind < MAX_BEHIND) this.send(KIND.audio, bytes);
+    if (this.handshaken && this.soundBehind < MAX_BEHIND * this.rate) this.send(KIND.audio, bytes);
   }
 
   /** Bytes of sound that wait for the line; what is left of a picture does not count. */
@@ -160,7 +169,7 @@ export class Wire {
 
   sendPicture() {
     clearTimeout(this.waiting);
-    if (this.socket?.bufferedAmount > BUSY) {
+    if (this.socket?.bufferedAmount > BUSY * this.rate) {
       this.waiting = setTimeout(() => this.sendPicture(), AGAIN);
     } else {
       this.send(KIND.image, this.picture);
@@ -179,7 +188,7 @@ export class Wire {
 
   /** Give a place in the queue back; also while the page is being closed. */
   leave() {
-    if (this.place) navigator.sendBeacon(server.url('api/leave', { session_auth_id: this.place }));
+    if (this.place) navigator.sendBeacon(server.url('api/leave', this.place));
     this.place = undefined;
   }
 
@@ -202,8 +211,7 @@ export class Wire {
     this.answers = false;
     try {
       // By POST, as a browser names the page's origin only then, and by it the server may have refused.
-      const options = { method: 'POST', signal: AbortSignal.timeout(EXPLAIN) };
-      const info = await (await server.fetch('api/info', {}, options)).json();
+      const info = await (await server.fetch('api/info', {}, { method: 'POST', ...soon() })).json();
       if (!info.accepting) return this.finish('stopping', '');
       this.answers = true;
     } catch (error) {
@@ -221,29 +229,44 @@ export class Wire {
     this.timer = setTimeout(() => this.connect(), delay * 1000);
   }
 
-  /** No place is free: wait for one, asking now and then, and enter. */
+  /** No place is free: wait for one, asking now and then, and enter. @param {string} text the server's sentence */
   async queue(text) {
-    const again = this.ticket !== undefined; // had a place, and was refused still: the server is not ready
+    const refused = this.ticket !== undefined; // in spite of a place: the server is not ready, and needs a moment
     this.ticket = undefined;
     try {
-      const user = await (await server.fetch('api/add_user', { queue_id: 'page' })).json();
-      this.place = user.session_auth_id;
+      this.place ??= await (await server.fetch('api/add_user', { queue_id: 'page' }, soon())).json();
       if (this.closed) return this.leave();
-      for (let polls = again ? 0 : 1; !this.closed; polls++) {
-        const answer = await (await server.fetch('api/check_user', user)).json();
+      await this.wait(text, refused ? 0 : 1);
+    } catch (error) {
+      if (this.closed) return;
+      this.leave();
+      if (error.status === 404) return this.queue(text); // the place expired while the page slept
+      if ([0, 502, 504].includes(error.status)) return this.retry();
+      this.finish('refused', error.message || text);
+    }
+  }
+
+  /** Ask for the place until its turn has come; it is kept while the server does not answer. */
+  async wait(text, polls) {
+    const { place } = this;
+    let told;
+    for (let answered = Date.now(); !this.closed; polls++) {
+      try {
+        const answer = await (await server.fetch('api/check_user', place, soon())).json();
         if (this.closed) return;
+        answered = Date.now();
         if (answer.status === 'ready' && polls > 0) {
           this.ticket = answer.worker_auth_id;
           return this.connect();
         }
-        this.on.queued(Number(answer.current_position), text);
-        await new Promise((resolve) => (this.timer = setTimeout(resolve, QUEUE_POLL)));
+        const position = Number(answer.current_position);
+        if (position !== told) this.on.queued(position, text);
+        told = position;
+      } catch (error) {
+        const refused = error.status >= 400 && error.status < 500;
+        if (refused || Date.now() - answered > PLACE_LIVES) throw error;
       }
-    } catch (error) {
-      if (this.closed) return;
-      if (error.status === 404) return this.queue(text); // the place expired while the page slept
-      if (error.status === 0) return this.retry();
-      this.finish('refused', error.message || text);
+      await new Promise((resolve) => (this.timer = setTimeout(resolve, QUEUE_POLL)));
     }
   }
 
