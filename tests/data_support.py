@@ -21,7 +21,7 @@ def sample(
     rng = np.random.default_rng(number)
     text = rng.choice([3, 3, 3, 0, 7, 8], length).astype(np.int32)
     for pause in rng.integers(length, size=length // 15):
-        text[pause : pause + 8] = 3
+        text[pause : pause + 13] = 3
     speaker = np.where(text == 3, Speaker.NOBODY, Speaker.ASSISTANT).astype(np.uint8)
     if kind == "speechless":
         turns = [Speaker.USER, Speaker.ASSISTANT] * 2

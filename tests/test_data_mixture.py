@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_support import Numbered, same, sample
 from moshivis.data.concat import Concatenated
-from moshivis.data.cut import cut, cut_points, join
+from moshivis.data.cut import WORD_FRAMES, cut, cut_points, join
 from moshivis.data.excerpt import Excerpts
 from moshivis.data.mixture import BLOCK, Mixture, shares
 from moshivis.data.sample import Kind, Sample
@@ -71,7 +71,7 @@ def test_of_long_samples_every_position_gives_a_piece(length: int, longest: int,
 def test_all_of_a_long_recording_is_learnt_from() -> None:
     """Epoch by epoch: its last frames come as well as its first."""
     text = np.arange(400, dtype=np.int32) % 7 + 4
-    text[np.arange(400) % 16 > 8] = PADDING
+    text[np.arange(400) % 20 > 7] = PADDING
     long = Sample(text=text, speaker=np.ones(400, np.uint8), audio=np.arange(400, dtype=np.int16)[None])
 
     class Long(Numbered):
@@ -80,7 +80,7 @@ def test_all_of_a_long_recording_is_learnt_from() -> None:
 
     excerpts = Excerpts(Long(), longest=100)
     seen = [audio[0] for position in range(60) if (audio := excerpts[position].audio) is not None]
-    assert all(piece[0] % 16 == 15 for piece in seen if piece[0] not in (0, 300))
+    assert all(piece[0] % 20 == 19 for piece in seen if piece[0] not in (0, 300))
     assert set(np.concatenate(seen)) >= set(range(400))
     text[1:] = PADDING  # nowhere may it be cut but at its ends
     whole = [audio[0] for position in range(300) if (audio := excerpts[position].audio) is not None]
@@ -162,14 +162,14 @@ def test_words_are_not_cut() -> None:
     made = sample(3, length=60)
     points = cut_points(made)
     assert (points[0], points[-1]) == (0, 60)
-    before = [made.text[point - 7 : point + 1] for point in points[1:-1]]
+    before = [made.text[point - WORD_FRAMES : point + 1] for point in points[1:-1]]
     assert before
     assert all(text[0] != PADDING and (text[1:] == PADDING).all() for text in before)
-    text = np.array([PADDING] * 3 + [END_OF_PADDING, 9, 8] + [PADDING] * 8 + [9], np.int32)
+    text = np.array([PADDING] * 3 + [END_OF_PADDING, 9, 8] + [PADDING] * 13 + [9], np.int32)
     spoken = dataclasses.replace(
-        made, text=text, speaker=text, audio=None if made.audio is None else made.audio[:, :15]
+        made, text=text, speaker=text, audio=None if made.audio is None else made.audio[:, :20]
     )
-    assert cut_points(spoken).tolist() == [0, 12, 15]
+    assert cut_points(spoken).tolist() == [0, 17, 20]
     assert cut_points(sample(3, kind="speechless")).tolist() == [0, 10, 20]
 
 

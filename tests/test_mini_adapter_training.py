@@ -95,6 +95,15 @@ def test_talk_about_pictures_is_the_same_every_time_and_about_its_own_rows(
         general.picture("3")
 
 
+def test_pictures_of_many_things_are_talked_about_more_often(world_tokenizer: TextTokenizer, pictures: Path) -> None:
+    written, drawn = Written(world_tokenizer, TOKENS, CODEBOOKS, USER_WEIGHT), open_pictures(pictures)
+    things = [len(scene.objects) for scene in drawn.scenes]
+    visual = AboutPictures("speechless", written, drawn, range(len(things)))
+    shown = [things[int(sample.image)] for sample in map(visual.__getitem__, range(200)) if sample.image]
+    assert len(shown) == 200
+    assert np.mean(shown) > np.mean(things) + 0.2
+
+
 @needs_speech
 def test_adapters_trained_by_two_processes_stand_on_the_base(
     tmp_path: Path, spoken_codes: ClipCodes, pictures: Path

@@ -59,7 +59,7 @@ def test_an_interrupted_assistant_falls_silent(spoken_codes: ClipCodes, world_to
         assert falls_in is not None and 13 <= falls_in <= end - 10
         stop = falls_in + 6
         assert np.array_equal(line.text[: falls_in + 2], text[: falls_in + 2])
-        assert (line.text[stop:] == PADDING).all()
+        assert (line.text[stop:] == PADDING).all() and line.graded[stop:].all()  # what comes next is learnt from
         words_cut += int((text[stop:] != PADDING).sum())
         assert np.array_equal(line.own[:, : falls_in + 3], own[:, : falls_in + 3])
         assert np.array_equal(line.own[:, stop + TEXT_LEAD :], line.silence[:, stop + TEXT_LEAD :])

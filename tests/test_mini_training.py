@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mini_support import FAMILIES, needs_speech
-from moshivis.mini import grammar, parallel
+from moshivis.mini import dialogues, grammar, parallel
 from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
 from moshivis.mini.dialogues import BREATH, TEXT_LEAD, Spoken, _Reply, _Timeline
@@ -22,6 +22,7 @@ from moshivis.mini.questions import Query
 from moshivis.mini.recipe import CODEBOOKS, TOKENS, mini
 from moshivis.mini.scenes import Scene, SceneObject, sample_scene
 from moshivis.mini.stage import Stage
+from moshivis.mini.writing import Writing
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextTokenizer
 
@@ -236,6 +237,16 @@ def _save_gradient(rank: int, workers: int, folder: Path) -> None:
     gradient: Tensor | None = weight.grad
     assert gradient is not None
     torch.save(gradient, folder / f"{rank}.pt")
+
+
+def test_what_is_not_written_is_seldom_asked_for() -> None:
+    rng = random.Random(0)
+    families, shares = dialogues.SCENE_FAMILIES, []
+    for scene in (Scene(()), Scene((), writing=Writing("sun"))):
+        asked = [dialogues.choose_family(scene, rng, families) for _ in range(3000)]
+        assert set(asked) == set(families)
+        shares.append(asked.count("read") / len(asked) * len(families))
+    assert shares[0] < 0.6 and shares[1] > 2
 
 
 def test_tokenizer_covers_the_world(world_tokenizer: TextTokenizer) -> None:

@@ -10,15 +10,15 @@ from moshivis.data.sample import Sample, Speaker
 from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import PADDING
 
-WORD_FRAMES = 7  # a word that began half a second before is over
+WORD_FRAMES = 12  # a word that began a second before is over
 
 
 def cut_points(sample: Sample) -> np.ndarray:
     """Steps before which a sample may be cut, its begin and end among them, ascending.
 
     After what the assistant says and before what the user says, so that no question loses its answer: a written one
-    where the user begins; a spoken one (when words end, and when the user speaks, is not stored) half a second after
-    the assistant began its last word, if no other follows so soon.
+    where the user begins; a spoken one (when words end, and when the user speaks, is not stored) a second after the
+    assistant began its last word, if no other follows so soon.
     """
     if sample.kind == "speech":
         steps = np.arange(len(sample))

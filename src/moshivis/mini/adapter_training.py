@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from moshivis.training.run import ADAPTERS, train
 
 STEPS, P_CONCAT = 2000, 0.2
 HELD_OUT_PICTURES = 500
+WEIGHT_BY_OBJECTS = (0.2, 0.5, 1.0, 1.5, 1.5)  # of a picture: the more there is on it, the more must be looked for
 ASKED = (*SCENE_FAMILIES, *SCENE_FAMILIES, *FAMILIES)  # families, as often as they stand here
 ASKED_BY_KIND: dict[Kind, tuple[str, ...]] = {"speechless": ASKED, "speech": (*ASKED, *HARD, "describe", "describe")}
 
@@ -58,16 +60,18 @@ class General:
 class AboutPictures:
     """A `Dataset`: generated conversations of one kind about `rows` of the pictures.
 
-    `short` of them, a share, end where they may be cut, before two thirds of their length, if there is such a place.
+    Those of many things are talked about more often. `short` of them, a share, end where they may be cut, before two
+    thirds of their length, if there is such a place.
     """
 
     def __init__(self, kind: Kind, source: Source, pictures: Pictures, rows: range, short: float = 0.0):
         self.name, self.kind = f"mini {kind} about {rows}", kind
         self.source, self.pictures, self.rows, self.short = source, pictures, rows, short
+        self._weights = list(accumulate(WEIGHT_BY_OBJECTS[len(pictures.scenes[row].objects)] for row in rows))
 
     def __getitem__(self, position: int) -> Sample:
         rng = random.Random(f"{self.name} {position}")
-        index = rng.choice(self.rows)
+        index = rng.choices(self.rows, cum_weights=self._weights)[0]
         made = self.source.with_picture(self.pictures.scenes[index], rng, ASKED_BY_KIND[self.kind])
         sample = as_training(self.kind, made, str(index))
         if rng.random() < self.short:

@@ -95,16 +95,12 @@ def _named(query: Query, noun: str) -> str:
 
 def description(scene: Scene) -> str:
     """'I see a big red circle on the left and a small blue star at the top.'"""
-    *parts, last = description_parts(scene)
-    text = ", ".join(parts)
-    return f"{text} {last}" if parts else f"{last}."
+    text = " ".join(description_parts(scene))
+    return text if text.endswith(".") else f"{text}."
 
 
 def description_parts(scene: Scene) -> list[str]:
-    """A description as it is put together from spoken clips: 'I see a red circle', 'a pink cross', 'and a blue star.'
-
-    Their words, one after the other, are those of `description`, which has a comma more before a middle part.
-    """
+    """A description as it is put together from spoken clips: 'I see a red circle', 'and a cross', 'and a blue star.'"""
     phrases = [object_phrase(thing) for thing in scene.objects]
     if scene.writing:
         phrases.append(writing_phrase(scene.writing))
@@ -114,7 +110,7 @@ def description_parts(scene: Scene) -> list[str]:
 
 def describe_part(phrase: str, position: str) -> str:
     """One thing's part of a description; `position` is first, middle or last."""
-    return {"first": f"I see {phrase}", "middle": phrase, "last": f"and {phrase}."}[position]
+    return {"first": f"I see {phrase}", "middle": f"and {phrase}", "last": f"and {phrase}."}[position]
 
 
 def spoken_parts(turn: Turn) -> list[str]:

@@ -24,7 +24,7 @@ from moshivis.evaluation.recogniser import WIDTH as TEACHER_WIDTH
 from moshivis.evaluation.recogniser import Recogniser
 from moshivis.mini.adapter_training import train_adapters
 from moshivis.mini.card import CARD
-from moshivis.mini.clips import ClipStore, build_clips, held_out_plan, listener_plan, plan
+from moshivis.mini.clips import ClipStore, build_clips, listener_plan, plan
 from moshivis.mini.codec_training import train_codec, train_voice
 from moshivis.mini.codes import encode_clips
 from moshivis.mini.language_training import Sources, train_language
@@ -40,7 +40,7 @@ from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.vision import VisionEncoder
 
-NUM_PICTURES = 30000
+NUM_PICTURES = 40000
 SAMPLED = ("text_temperature", "audio_temperature", "audio_top_k")  # what the saved folder says of SAMPLING
 RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 5000, 160
 
@@ -60,7 +60,6 @@ class Build:
         stage = self.stage("clips")
         if not stage.done:
             begun = time.monotonic()
-            build_clips(held_out_plan(), folder / "heldout", self.workers)
             build_clips(plan(), folder, self.workers)
             store = ClipStore(folder)
             hours = sum(clip.samples for clip in store.clips) / 24000 / 3600

@@ -1,9 +1,9 @@
 """Conversations of the miniature world as training samples, composed from spoken clips.
 
-A sample has two channels. The user's side is put together at code level from clips of one voice (a told scene,
-then a question, or a question alone); the assistant answers 200 to 600 ms later with the clip of the right answer,
-and falls silent when the user falls in. Its words stand in the text stream at the frames where they are spoken (padding
-elsewhere, end-of-padding before a word).
+A sample has two channels. The user's side is put together at code level from clips of one voice (a told scene, then a
+question, or a question alone); the assistant answers, its first word 80 to 640 ms later, with the clip of the right
+answer, and falls silent when the user falls in. Its words stand in the text stream at the frames where they are spoken
+(padding elsewhere, end-of-padding before a word).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
 IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
-HARD = ("yes_no", "yes_no", "yes_no", "count")  # families that are asked so many times more often: they teach least
+HARD = (*["yes_no"] * 3, "count", *["place"] * 2)  # asked so many times more often: they teach least
 SPOKEN_SCENELESS = (*SCENELESS_FAMILIES, "knowledge")  # as often as they stand here: facts have the most rare words
 HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
 # Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
@@ -35,9 +35,10 @@ TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.25
 TELLING = ("there", "and", "there_text", "and_text")  # kinds of clips that tell scenes
 WRITING_SHARE = 0.25  # of told scenes
 READ_SHARE = 0.35  # of the questions about a scene with a writing
+READ_NOTHING_SHARE = 0.3  # of the questions what is written that are left where nothing is
 INTERRUPTED_SHARE = 0.1  # of the assistant's turns
-# flite's voices are harder to understand than espeak's, and one is of the kind that training never hears
-VOICE_TURNS = {"flite-kal": 2, "flite-kal16": 2, "flite-awb": 4}
+# flite's and festival's voices are harder to understand than espeak's, and of the kind that training never hears
+VOICE_TURNS = {"flite-kal": 2, "flite-kal16": 2, "flite-awb": 4, "festival-slt-lowered": 4}
 MISHEARD_SHARE = 0.2  # at most, of the user's codes
 TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
@@ -48,8 +49,9 @@ SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn 
 # A recital is a told scene, or a picture, and facts about it, one after the other without being asked for and faster
 # than anybody speaks: looking things up and comparing is learnt from many times as many examples. The first words of a
 # fact, most of what only a question could tell, are no targets: little is learnt of when to speak, or about what.
-RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.5
+RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.35
 RECITED, OPENING_WORDS = 10, 2
+DESCRIBED_FIRST_SHARE = 0.2  # of the pictures of three or more things: later, a description would not be heard out
 RECITED_WITH_PICTURE = ("colour", "shape", "size", *["place", "count", "yes_no", "describe"] * 2)  # looking, foremost
 # The word after "so" is the only one of an answer that needs a comparison. It is rare among the others and learnt last.
 VERDICT_WEIGHT = 4.0
@@ -151,11 +153,15 @@ class Spoken:
         """Every question is about `scene`, or of a family that needs none."""
         if scene.objects and rng.random() < RECITAL_SHARE_WITH_PICTURE:
             return self._recital(scene, rng)
-        return self._conversation(
-            rng,
-            lambda voice: self._question(voice, choose_family(scene, rng, families), scene, rng),
-            SPEAKING_TURNS_WITH_PICTURE,
-        )
+        first = len(scene.objects) > 2 and "describe" in families and rng.random() < DESCRIBED_FIRST_SHARE
+
+        def next_turn(voice: str) -> _Turn | None:
+            nonlocal first
+            family = "describe" if first else choose_family(scene, rng, families)
+            first = False
+            return self._question(voice, family, scene, rng)
+
+        return self._conversation(rng, next_turn, SPEAKING_TURNS_WITH_PICTURE)
 
     def _conversation(
         self, rng: random.Random, next_turn: Callable[[str], _Turn | None], speaking: float = SPEAKING_TURNS
@@ -236,7 +242,7 @@ class Spoken:
 
 
 def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
-    """As `grammar.ask`, but half of the questions for something that is not there are left out."""
+    """As `grammar.ask`, but None in half of the cases in which something is asked for that is not there."""
     turn = grammar.ask(scene, family, rng)
     return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn
 
@@ -327,6 +333,7 @@ class _Timeline:
         if self.text[stop - 1] == END_OF_PADDING:
             self.text[stop - 1] = PADDING
         self.text[stop:] = PADDING
+        self.graded[stop:] = True
         self.own[:, stop + TEXT_LEAD :] = self.silence[:, stop + TEXT_LEAD :]
         self.cursor = stop
         return falls_in
@@ -380,7 +387,8 @@ def _tile(codes: np.ndarray, frames: int, start: int) -> np.ndarray:
 
 
 def choose_family(scene: Scene, rng: random.Random, families: tuple[str, ...]) -> str:
-    """One of the families, by lot; where something is written it is asked for more often than elsewhere."""
+    """One of the families, by lot; what is written is asked for more often than what is not."""
     if scene.writing and "read" in families and rng.random() < READ_SHARE:
         return "read"
-    return rng.choice(families)
+    family = rng.choice(families)
+    return family if scene.writing or family != "read" or rng.random() < READ_NOTHING_SHARE else rng.choice(families)

@@ -115,7 +115,8 @@ _ATTEMPTS = 40
 def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
     """A question of the family about the scene, with its answer; None if the scene admits none.
 
-    One question in ten asks about something that is not there; half of the yes_no questions are answered by yes.
+    Of most families one question in ten asks about something that is not there, of yes_no and misleading two, of count
+    one in twenty; half of the yes_no questions are answered by yes.
     """
     for _ in range(_ATTEMPTS):
         query = sample_query(family, rng, scene)

@@ -22,7 +22,7 @@ from moshivis.mini.stage import Stage, cosine, set_learning_rate
 from moshivis.training.speed import half_precision
 from moshivis.vision import VisionEncoder
 
-STEPS, BATCH, HELD_OUT, RATE = 6000, 24, 500, 2e-3
+STEPS, BATCH, HELD_OUT, RATE = 9000, 24, 500, 2e-3
 WRITTEN_SHARE = 0.5  # of a batch, pictures with a writing: reading is what takes longest to learn
 PRESENT = [(name, value) for name, values in OBJECT_ATTRIBUTES.items() for value in values]
 

@@ -1,8 +1,9 @@
 """The voices of the miniature world, spoken by Debian's text-to-speech programs.
 
 Users speak with eleven espeak-ng voices and three flite voices, with varying pitch and speed; flite's `rms` is kept
-out of training. The assistant has one voice, festival's `cmu_us_slt_arctic_hts` (32 kHz). All audio becomes mono
-float32 at 24 kHz, trimmed of outer silence and brought to one loudness.
+out of training. The assistant has one voice, festival's `cmu_us_slt_arctic_hts` (32 kHz). Lowered, it is one more user
+of training: beside flite's `awb` the only one that is a model of a person's recorded sentences, as `rms` is. All audio
+becomes mono float32 at 24 kHz, trimmed of outer silence and brought to one loudness.
 
 Word times are exact for festival, which reports them, and for the other programs estimated from the share of
 characters of each word in the voiced span.
@@ -81,6 +82,8 @@ USER_VOICES = (
 )
 HELD_OUT_VOICE = Voice(name="flite-rms", engine="flite", model="rms", role="heldout")
 ASSISTANT_VOICE = Voice(name="festival-slt", engine="festival", model="cmu_us_slt_arctic_hts", role="assistant")
+LOWERED_VOICE = Voice(name="festival-slt-lowered", engine="festival", model=ASSISTANT_VOICE.model, role="user")
+TRAINING_VOICES = (*USER_VOICES, LOWERED_VOICE)
 
 
 def require(engine: str) -> str:
@@ -101,7 +104,7 @@ def synthesise(voice: Voice, texts: Sequence[str], rng: random.Random) -> Iterat
     with tempfile.TemporaryDirectory(prefix="voices-") as folder:
         if voice.engine == "festival":
             for first in range(0, len(texts), _FESTIVAL_BATCH):
-                yield from _festival(program, voice, texts[first : first + _FESTIVAL_BATCH], Path(folder))
+                yield from _festival(program, voice, texts[first : first + _FESTIVAL_BATCH], Path(folder), rng)
             return
         speak = _speak_espeak if voice.engine == "espeak-ng" else _speak_flite
         wave = Path(folder) / "speech.wav"
@@ -161,20 +164,30 @@ _FESTIVAL_SCRIPT = """
     (fclose file)))
 """
 
+_FESTIVAL_TEMPO = '(set! hts_engine_params (append {model}::hts_engine_params (list (list "-r" {tempo:.3f}))))'
 
-def _festival(program: str, voice: Voice, texts: Sequence[str], folder: Path) -> Iterator[Utterance]:
+
+def _festival(
+    program: str, voice: Voice, texts: Sequence[str], folder: Path, rng: random.Random
+) -> Iterator[Utterance]:
     script = folder / "speak.scm"
     lines = [_FESTIVAL_SCRIPT.format(model=voice.model)]
+    lowered = voice == LOWERED_VOICE
+    # A tape that runs slower gives a lower voice and a longer throat; speaking faster makes up for the time.
+    tapes = [rng.uniform(0.68, 0.92) if lowered else 1.0 for _ in texts]
     for index, text in enumerate(texts):
+        if lowered:
+            lines.append(_FESTIVAL_TEMPO.format(model=voice.model, tempo=rng.uniform(0.9, 1.15) / tapes[index]))
         quoted = text.replace("\\", "").replace('"', "")
         lines.append(f'(speak_one "{quoted}" "{folder / str(index)}")')
     script.write_text("\n".join(lines))
     last = folder / f"{len(texts) - 1}.wav"
     _run([program, "-b", str(script)], last, hint=" (is festvox-us-slt-hts installed?)")
     for index, text in enumerate(texts):
-        audio, cut = trim(_read(folder / f"{index}.wav"))
+        audio, cut = trim(_read(folder / f"{index}.wav", tapes[index]))
         written = [word for word in text.split() if re.search(r"\w", word)]
-        times = [list(map(float, line.split())) for line in (folder / f"{index}.words").read_text().splitlines()]
+        lines = (folder / f"{index}.words").read_text().splitlines()
+        times = [[float(time) / tapes[index] for time in line.split()] for line in lines]
         if len(written) == len(times):
             limit = len(audio) / SAMPLE_RATE
             # A token's last part may be its punctuation, which takes no time: the latest end counts.
