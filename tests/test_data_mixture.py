@@ -120,11 +120,12 @@ def test_a_dialogue_is_wrapped_and_keeps_its_picture(kind: Kind) -> None:
         origins = found.origin.split(" + ")
         assert str(position) in origins
         begins = [i for i in range(len(found) - 29) if np.array_equal(found.text[i : i + 30], inner.text)]
-        at = next(i for i in begins if np.array_equal(found.speaker[i : i + 30], inner.speaker))
+        begins = [i for i in begins if np.array_equal(found.speaker[i : i + 30], inner.speaker)]
+        if inner.audio is not None and found.audio is not None:  # the text may be padding all over
+            begins = [i for i in begins if np.array_equal(found.audio[:, i : i + 30], inner.audio)]
+        (at,) = begins
         assert np.array_equal(found.text[:at], general[2 * position].text[:at])  # begins as a dialogue begins
-        if inner.audio is not None and found.audio is not None:
-            assert np.array_equal(found.audio[:, at : at + 30], inner.audio)
-            assert found.audio.shape[1] == len(found)
+        assert found.audio is None or found.audio.shape[1] == len(found)
         if inner.text_graded is not None:
             assert found.text_graded is not None
             assert np.array_equal(found.text_graded[at : at + 30], inner.text_graded)

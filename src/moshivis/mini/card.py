@@ -7,8 +7,8 @@ shapes, in speech, full duplex, on a two-core CPU. It is no general assistant; i
 
 Made by `python -m moshivis.mini build` from nothing but pictures that a program draws, sentences that a grammar
 writes and speech that text-to-speech programs speak (espeak-ng and flite for the user, festival's
-cmu_us_slt_arctic_hts for the assistant and, lowered, for one more user). No recording of a person went into it, and no data set but the hand-written
-digits that come with scikit-learn.
+cmu_us_slt_arctic_hts for the assistant and, lowered, for one more user). No recording of a person went into it, and
+no data set but the hand-written digits that come with scikit-learn.
 
 Parts: a Mimi-like codec (12.5 Hz, 6 codebooks of 256 in use), a speech LM (width 256, 6 blocks, depth transformer of
 width 128), a small SigLIP encoder, gated cross-attention in every block. Speech LM and encoder were frozen while the
@@ -30,9 +30,9 @@ the unheard voice). `python -m moshivis.mini measure` prints these figures. The 
 eleventh version answered to 95.3, 85 and 63 %.
 
 Spoken, it is weakest at yes/no questions, counting and long descriptions. Asked for a colour and a shape that are both
-to be seen, but not in one thing, it says in one of eight cases that such a thing is there. On pictures of 3:1, the
-longest that it learnt from, it answers 80 % of the questions in writing rightly, on 4:1 68 %, where it is 97 % on
-squares. Of the digits by hand it reads 67 %, and part of those that were shown are among those that it learnt from.
+to be seen, but not in one thing, it says in one of eight cases that such a thing is there. On pictures of 3:1 it
+answers 80 % of the questions in writing rightly, on 4:1 68 %, where it is 97 % on squares. Of the digits by hand it
+reads 67 %, and part of those that were shown are among those that it learnt from.
 
 It was not made in one go. The speech LM was trained in twelve sittings: 3,250, 6,000, 4,000 and 5,000 steps with
 earlier versions of recipe and world, 5,000 with all but the present answers, 1,300 with these, 4,000 with recitals in
