@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m moshivis.mini", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     build = verbs.add_parser("build", help="train the miniature from nothing, in stages that resume")
-    build.add_argument("--out", type=Path, required=True, help="working folder (about 8 GB)")
+    build.add_argument("--out", type=Path, required=True, help="working folder (about 12 GB)")
     build.add_argument("--device", default="cpu", help="cpu or cuda")
     build.add_argument("--workers", type=option_values.some, default=2, help="processes that train, speak and encode")
     build.add_argument("--stage", choices=STAGES, help="only this stage, and what it needs")

@@ -26,8 +26,8 @@ from moshivis.mini.clips import ClipStore
 from moshivis.mini.voices import SAMPLE_RATE
 
 FRAME = 1920  # samples
-# Silence before (dropped) and after (kept) each clip: the codec looks back 32 frames, and in a conversation, where
-# silence comes before a question, with less of it every sixth of the question's first codes is another one.
+# Silence before (dropped) and after (kept) each clip. The codec looks back 32 frames, and in a conversation silence
+# comes before a question: after three frames of it one in six of the question's first semantic codes is another one.
 LEAD_FRAMES, TAIL_FRAMES = 12, 10
 TAKES, SPEEDS = 2, (0.86, 1.16)  # of a user's clip
 SILENCE_FRAMES, NUM_BACKGROUNDS = 256, 24
