@@ -16,7 +16,7 @@ from moshivis.training.recipe import LoraRecipe, OptimiserRecipe
 
 def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
     recipe = OptimiserRecipe(rate=2.0, warmup=10, final=0.25)
-    rates = [rate_at(step, 110, recipe) for step in range(111)]
+    rates = [rate_at(step, 111, recipe) for step in range(111)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == pytest.approx(2.0) and rates[10] == pytest.approx(2.0)
     assert rates[60] == pytest.approx(2.0 * (0.25 + 0.75 / 2)) and rates[110] == pytest.approx(0.5)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))

@@ -267,8 +267,7 @@ def test_validation_measures_and_generates(run: Any, packed: Path, train: str, c
     more = {"loss__codebooks": 3} if train == "all" else {}
     options = {"every": 2, "datasets": both, "rows": 5, "samples": 2}
     out = run(validation=options, precision="bf16", train=train, compile=compiled, **more)
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    (found,) = [line for line in lines if "held_out_speech_text" in line]
+    (found,) = log_of(out, "held_out_speech_text")
     assert found["step"] == 2 and found["held_out_speech_audio"] > 0 and found["held_out_speechless_text"] > 0
     assert len(found["held_out_speech_gates"]) == 2 and 0 < found["held_out_speech_gate"] < 1
     folder = out / "samples" / "step-00000002"
@@ -301,8 +300,7 @@ def test_gates_are_averaged_over_what_saw_a_picture(run: Any, packed: Path) -> N
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("moshivis.training.validation.ROWS_AT_ONCE", at_once)
             out = run(f"{at_once}", validation={"every": 2, "datasets": both, "rows": 10}, steps=2)
-        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        gates += [line["held_out_speech_gate"] for line in lines if "held_out_speech_gate" in line]
+        gates += [line["held_out_speech_gate"] for line in log_of(out, "held_out_speech_gate")]
     assert gates[0] == pytest.approx(gates[1], rel=1e-4)
 
 

@@ -82,16 +82,25 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(tiny_folder: Path, pack
 def test_two_processes_learn_what_one_does(
     parallel: str, precision: str, tiny_folder: Path, packed: Path, tmp_path: Path
 ) -> None:
+    both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
     changes = {"steps": 5, "parallel": parallel, "precision": precision}
+    changes |= {"validation": {"every": 5, "datasets": both, "rows": 3}}  # one more on one of two ranks
     train(recipe(tiny_folder, packed, tmp_path / "one", changes), quiet=True)
     run_ranks(recipe_data(tiny_folder, packed, tmp_path / "two", changes), 2)
     one, two = (losses(log_of(tmp_path / name)) for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5 if precision == "fp32" else 2e-3)
+    alone, shared = (held_out(tmp_path / name) for name in ("one", "two"))
+    assert shared == pytest.approx(alone, rel=1e-3 if precision == "fp32" else 2e-2) and len(alone) > 4
     if precision == "bf16":
         return
     results = [load_file(tmp_path / name / "adapters.safetensors") for name in ("one", "two")]
     # A gradient of nearly nothing has a sign by chance, and AdamW steps as far for it as for any other: so the mean.
     assert mean_difference(*results) < 1e-4
+
+
+def held_out(out: Path) -> dict[str, float]:
+    (line,) = log_of(out, "held_out_speech_text")
+    return {name: x for name, x in line.items() if name.startswith("held_out") and isinstance(x, float)}
 
 
 def _wait_for_steps(log: Path, count: int) -> None:
@@ -139,6 +148,15 @@ def test_answers_that_cannot_be_written_are_not_the_end(
     train(recipe(tiny_folder, packed, tmp_path, {"steps": 2, "validation": validation}))
     assert "answers could not be written to" in capsys.readouterr().err
     assert len(losses(log_of(tmp_path))) == 2
+
+
+def test_data_that_no_batch_asks_for_is_named(
+    tiny_folder: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(recipe(tiny_folder, packed, tmp_path / "both", {"steps": 1}))
+    assert "not used" not in capsys.readouterr().err
+    train(recipe(tiny_folder, packed, tmp_path / "written", {"steps": 1, "data.p_audio": 0}))
+    assert f"data.p_audio=0 asks for no speech samples: {packed} not used" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_says_what_to_do(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:

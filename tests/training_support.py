@@ -156,10 +156,10 @@ def run_ranks(data: Mapping[str, Any], ranks: int) -> None:
     finish(*[start(data, rank, ranks, port) for rank in range(ranks)])
 
 
-def log_of(out: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log that tell of a step."""
+def log_of(out: Path, of: str = "loss") -> list[dict[str, Any]]:
+    """The lines of a run's log that tell of a step, or `of` something else."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return [line for line in lines if of in line]
 
 
 def largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:

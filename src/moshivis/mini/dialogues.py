@@ -26,7 +26,7 @@ from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
 IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
-HARD = (*["yes_no"] * 3, "count", *["place"] * 2)  # asked so many times more often: they teach least
+HARD = (*["yes_no"] * 3, *["count"] * 2, *["place"] * 2)  # asked so many times more often: they teach least
 SPOKEN_SCENELESS = (*SCENELESS_FAMILIES, "knowledge")  # as often as they stand here: facts have the most rare words
 HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
 # Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
@@ -49,7 +49,7 @@ SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn 
 # A recital is a told scene, or a picture, and facts about it, one after the other without being asked for and faster
 # than anybody speaks: looking things up and comparing is learnt from many times as many examples. The first words of a
 # fact, most of what only a question could tell, are no targets: little is learnt of when to speak, or about what.
-RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.35
+RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.4
 RECITED, OPENING_WORDS = 10, 2
 DESCRIBED_FIRST_SHARE = 0.2  # of the pictures of three or more things: later, a description would not be heard out
 RECITED_WITH_PICTURE = ("colour", "shape", "size", *["place", "count", "yes_no", "describe"] * 2)  # looking, foremost
@@ -79,6 +79,7 @@ class _Reply:
 
 
 _Turn = tuple[list[int], _Reply]  # clips that ask, and the reply
+_Ask = Callable[[Scene, str, random.Random], Turn | None]
 
 
 class Spoken:
@@ -127,7 +128,7 @@ class Spoken:
         def next_turn(voice: str) -> _Turn | None:
             nonlocal scene
             if rng.random() < SCENELESS_SHARE:
-                return self._question(voice, rng.choice(SPOKEN_SCENELESS), Scene(()), rng)
+                return self._question(voice, rng.choice(SPOKEN_SCENELESS), Scene(()), rng, ask)
             if told and self.whole[voice] and rng.random() < 0.08:
                 clip = rng.choice(self.whole[voice])
                 reply = self._reply(grammar.answer(self.queries[clip], self.codes.clips.clips[clip].scene))
@@ -141,7 +142,7 @@ class Spoken:
                 telling, about = self._told(voice, rng)
             found = None
             if about is not None:
-                found = self._question(voice, choose_family(about, rng, (*SCENE_FAMILIES, *HARD)), about, rng)
+                found = self._question(voice, choose_family(about, rng, (*SCENE_FAMILIES, *HARD)), about, rng, ask)
             if found is None:
                 return None
             scene = about
@@ -159,7 +160,7 @@ class Spoken:
             nonlocal first
             family = "describe" if first else choose_family(scene, rng, families)
             first = False
-            return self._question(voice, family, scene, rng)
+            return self._question(voice, family, scene, rng, grammar.ask)
 
         return self._conversation(rng, next_turn, SPEAKING_TURNS_WITH_PICTURE)
 
@@ -216,10 +217,10 @@ class Spoken:
             return [], None
         return clips, Scene(objects, writing=writing)
 
-    def _question(self, voice: str, family: str, scene: Scene, rng: random.Random) -> _Turn | None:
-        """A clip that asks what `ask` asks about the scene, in whatever words, and the clips of the answer."""
+    def _question(self, voice: str, family: str, scene: Scene, rng: random.Random, asking: _Ask) -> _Turn | None:
+        """A clip that asks what `asking` asks about the scene, in whatever words, and the clips of the answer."""
         for _ in range(ATTEMPTS):
-            turn = ask(scene, family, rng)
+            turn = asking(scene, family, rng)
             if turn is None:
                 continue
             clips, reply = self.questions.get((voice, _content(turn.query))), self._reply(turn)

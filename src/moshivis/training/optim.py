@@ -13,10 +13,10 @@ from moshivis.training.recipe import OptimiserRecipe
 
 
 def rate_at(step: int, steps: int, recipe: OptimiserRecipe) -> float:
-    """Learning rate of step `step`: linear warm-up, then half a cosine down to `final` of the peak."""
+    """Rate of step `step`, from 0: linear warm-up, then half a cosine; the last step has `final` of the peak."""
     if step < recipe.warmup:
         return recipe.rate * (step + 1) / recipe.warmup
-    progress = min(1.0, (step - recipe.warmup) / max(1, steps - recipe.warmup))
+    progress = min(1.0, (step - recipe.warmup) / max(1, steps - 1 - recipe.warmup))
     return recipe.rate * (recipe.final + (1 - recipe.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 

@@ -101,6 +101,8 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
         console=Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=quiet),
     )
     try:
+        if sets is None:
+            _say_unused(recipe, report)
         if trainer.progress.step:
             report.say(f"going on after step {trainer.progress.step}")
         validation = None
@@ -110,6 +112,14 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
     finally:
         report.close()
     return _export(recipe, trainer, out)
+
+
+def _say_unused(recipe: Recipe, report: Report) -> None:
+    for kind, rows in zip(("speech", "speechless"), recipe.rows(), strict=True):
+        unused = [dataset.path for dataset in (*recipe.data.datasets, *recipe.data.general) if dataset.kind == kind]
+        if unused and not rows:
+            share = f"data.p_audio={recipe.data.p_audio:g}"
+            report.warn(f"{share} asks for no {kind} samples: {', '.join(unused)} not used")
 
 
 def _run(
