@@ -22,10 +22,11 @@ import soundfile
 from PIL import Image
 
 import moshivis
-from data_support import same, write_corpus, write_recording
+from data_support import RATE, same, write_corpus, write_recording
 from moshivis.cli import main
 from moshivis.commands.data import load_encoder
 from moshivis.data.alignment import words_of
+from moshivis.data.inspect import inspect_shards
 from moshivis.data.part import Rules
 from moshivis.data.shard_format import Manifest
 from moshivis.data.shards import open_shards
@@ -139,7 +140,7 @@ def test_a_finished_folder_is_left_alone(corpus: Path, tiny_folder: Path, tmp_pa
     with pytest.raises(InputError, match=r"was begun otherwise \(different: rules\)"):
         pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(form="marked"))
     corpus.write_text(corpus.read_text() + "\n" + corpus.read_text().splitlines()[0])
-    with pytest.raises(InputError, match="different: sha256"):
+    with pytest.raises(InputError, match="different: lines, sha256"):
         pack(corpus, tmp_path / "out", tiny_folder)
     with pytest.raises(InputError, match="is not empty, and .* in it is not ours"):
         pack(corpus, corpus.parent, tiny_folder)
@@ -242,6 +243,46 @@ def test_what_was_broken_is_tried_again(corpus: Path, tiny_folder: Path, tmp_pat
     (corpus.parent / "late.png").rename(corpus.parent / "red.png")
     packed = pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(skip_broken=True))
     assert packed.tally.conversations == sum("red.png" in line for line in lines)
+
+
+def test_a_recording_of_one_frame_is_packed_and_shown(tiny_folder: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "short.wav", np.full((RATE // 20, 2), 0.1), RATE)
+    (tmp_path / "short.json").write_text('{"alignments": []}')
+    corpus = tmp_path / "all.jsonl"
+    corpus.write_text('{"path": "short.wav", "duration": 0.05}\n')
+    encoder = load_encoder(tiny_folder, "cpu")
+    pack(corpus, tmp_path / "out", tiny_folder)
+    shown = inspect_shards(tmp_path / "out", 0, encoder)
+    assert shown.waves is not None and shown.waves.shape == (2, encoder.codec.config.frame_size)
+
+
+def test_a_recording_without_a_header_is_no_audio(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    corpus.write_text('{"path": "0.raw", "duration": 1}\n')
+    (corpus.parent / "0.wav").rename(corpus.parent / "0.raw")
+    with pytest.raises(InputError, match="0.raw is not audio that can be read"):
+        pack(corpus, tmp_path / "out", tiny_folder)
+
+
+def test_after_a_broken_line_is_mended_or_left_out_packing_goes_on(
+    corpus: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    lines = corpus.read_text().splitlines()
+    corpus.write_text("\n".join([*lines[:-1], "{"]) + "\n")
+    for out in ("mended", "left out"):
+        with pytest.raises(InputError, match="is no JSON"):
+            pack(corpus, tmp_path / out, tiny_folder)
+    finished = {out: _files_of_finished_parts(tmp_path / out) for out in ("mended", "left out")}
+    assert finished["mended"] == finished["left out"] != []
+    before = {name: (tmp_path / "left out" / name).stat().st_mtime_ns for name in finished["left out"]}
+    left_out = pack(corpus, tmp_path / "left out", tiny_folder, rules=Rules(skip_broken=True))
+    assert len(left_out.tally.broken) == 1
+    corpus.write_text("\n".join(lines) + "\n")
+    mended = pack(corpus, tmp_path / "mended", tiny_folder)
+    assert mended.tally.conversations == left_out.tally.conversations + 1 == len(lines)
+    after = {name: (tmp_path / "left out" / name).stat().st_mtime_ns for name in finished["left out"]}
+    assert after == before
+    with pytest.raises(InputError, match=r"different: sha256, skip_broken"):  # it is finished with what was left out
+        pack(corpus, tmp_path / "left out", tiny_folder)
 
 
 def test_what_looks_like_a_mistake_is_said(

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessException
 
 from mini_support import FAMILIES, needs_speech
+from moshivis.errors import CheckpointError, InputError, MoshivisError
 from moshivis.mini import dialogues, grammar, parallel
 from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
+from moshivis.mini.build import Build
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
 from moshivis.mini.dialogues import BREATH, TEXT_LEAD, Spoken, _Reply, _Timeline
+from moshivis.mini.language_training import SPOKEN_ROWS, WRITTEN_ROWS
 from moshivis.mini.pace import word_starts
 from moshivis.mini.pictures import ATTRIBUTES, draw
 from moshivis.mini.questions import Query
@@ -25,6 +29,7 @@ from moshivis.mini.stage import Stage
 from moshivis.mini.writing import Writing
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextTokenizer
+from moshivis.training.recipe_file import read_recipe
 
 
 @needs_speech
@@ -132,9 +137,11 @@ def test_spoken_batch_predicts_what_is_said_next(spoken_codes: ClipCodes, world_
     assert 0.1 < batch.depth.float().mean() < 0.9 and batch.depth[graded].float().mean() < 0.2
     assert torch.equal(own[..., 1:][said], batch.audio[..., :-1][said])
     # the user's semantic code of a frame is there at that frame
-    whole = [s for s in samples if np.array_equal(s.text[:frames], batch.text[0])]
-    if whole:
-        assert torch.equal(batch.inputs[0, 1 + CODEBOOKS, 1:], torch.from_numpy(whole[0].user[0, 1:frames]))
+    whole = [row for row, s in enumerate(samples) if np.array_equal(s.text[:frames], batch.text[row])]
+    assert whole
+    for row in whole:
+        user = torch.from_numpy(samples[row].user[0, 1:frames])
+        assert torch.equal(batch.inputs[row, 1 + CODEBOOKS, 1:], user)
 
 
 def test_written_samples_read_back(world_tokenizer: TextTokenizer) -> None:
@@ -205,6 +212,39 @@ def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="not finite at step"):
         Stage(tmp_path).train(3, {}, lambda step: {"loss": float("nan")})
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_finished_stage_without_its_weights_is_not_used(tmp_path: Path) -> None:
+    toy = _Toy()
+    stage = Stage(tmp_path)
+    stage.train(2, toy.parts, toy.step)
+    stage.finish({})
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(CheckpointError, match="is finished, but has no checkpoint.pt"):
+        Stage(tmp_path).restore(toy.parts)
+
+
+def test_what_a_worker_says_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MoshivisError, match="^there is no picture 1$"):
+        parallel.run(2, _complain, tmp_path)
+    with pytest.raises(ProcessException, match="not foreseen"):
+        parallel.run(2, _fail, tmp_path)
+
+
+def _complain(rank: int, workers: int, folder: Path) -> None:
+    if rank:
+        raise InputError(f"there is no picture {rank}")
+
+
+def _fail(rank: int, workers: int, folder: Path) -> None:
+    raise RuntimeError("not foreseen")
+
+
+def test_workers_share_every_batch_evenly(tmp_path: Path) -> None:
+    rows = (*read_recipe("mini").rows(), SPOKEN_ROWS, WRITTEN_ROWS)
+    for workers in range(1, 30):
+        trainers = Build(tmp_path, torch.device("cpu"), workers).trainers
+        assert trainers <= workers and all(count % trainers == 0 for count in rows)
 
 
 def test_workers_average_their_gradients(tmp_path: Path) -> None:

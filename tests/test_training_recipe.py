@@ -50,7 +50,9 @@ def test_yaml_and_words_over_it(tmp_path: Path) -> None:
         ("loss.user=-1", "loss.user must be 0 or more"),
         ("data.p_audio=1.5", "data.p_audio is a share from 0 to 1, not 1.5"),
         ("adapters.out_scale=0", "adapters.out_scale must be above 0, not 0"),
-        ("seed=-1", "seed must be 0 or more"),
+        ("seed=-1", "seed must be from 0 to"),
+        ("seed=99999999999999999999", "seed must be from 0 to"),
+        ("optimiser.betas.0.x=1", "0 is a single value"),
         ("lora.alpha=0", "lora.alpha must be above 0, not 0"),
         ("lora.rank=64", "the recipe sets `lora`, but train is adapters"),
         ("data.general=[{path: a, kind: speech}]", "used by data.p_concat alone, which is 0"),
@@ -64,7 +66,7 @@ def test_yaml_and_words_over_it(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_by_name(word: str, message: str, tmp_path: Path) -> None:
-    path = written(tmp_path, "{out: here, steps: 10, data: {datasets: []}}")
+    path = written(tmp_path, "{out: here, steps: 10, data: {datasets: []}, optimiser: {betas: [0.9, 0.95]}}")
     with pytest.raises(InputError, match=message):
         read_recipe(path, [word])
 

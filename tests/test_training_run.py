@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +16,10 @@ import pytest
 from safetensors.torch import load_file
 
 import moshivis
+from moshivis.checkpoints.folder import save_folder
+from moshivis.data.sample import Kind, Sample
 from moshivis.data.shard_writer import write_shards
-from moshivis.errors import CheckpointError, InputError
+from moshivis.errors import CheckpointError, InputError, MoshivisError
 from moshivis.files import only_process
 from moshivis.inference.conversation import load
 from moshivis.model import MoshiVis
@@ -27,6 +32,7 @@ from training_support import (
     log_of,
     losses,
     mean_difference,
+    pack,
     packed,
     picture,
     recipe,
@@ -122,6 +128,25 @@ def test_another_recipe_does_not_go_on_with_a_run(tiny_folder: Path, packed: Pat
         train(recipe(tiny_folder, packed, out, {"steps": 3}), quiet=True)
 
 
+def test_other_data_or_another_base_does_not_go_on_with_a_run(
+    tiny_folder: Path, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    data = pack(tmp_path / "data", tiny_model, tiny_tokenizer)
+    base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    train(recipe(base, data, tmp_path / "run", {"steps": 1}), quiet=True)
+    train(recipe(base, data, tmp_path / "run", {"steps": 2}), quiet=True)
+    shutil.rmtree(data)
+    pack(data, tiny_model, tiny_tokenizer, count=8)
+    with pytest.raises(InputError, match=rf"begun with something else \({data} changed since\)"):
+        train(recipe(base, data, tmp_path / "run", {"steps": 3}), quiet=True)
+    other = copy.deepcopy(tiny_model)
+    other.speech_lm.text_head.weight.data.mul_(2)
+    shutil.rmtree(base)
+    save_folder(base, other, tiny_tokenizer.model, "another")
+    with pytest.raises(InputError, match=rf"begun with something else \(base, {data} changed since\)"):
+        train(recipe(base, data, tmp_path / "run", {"steps": 3}), quiet=True)
+
+
 def test_two_runs_do_not_share_a_folder(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
     with only_process(tmp_path, "held"), pytest.raises(InputError, match="another process is training into"):
         train(recipe(tiny_folder, packed, tmp_path), quiet=True)
@@ -134,9 +159,34 @@ def test_adapters_need_pictures(
     samples = [make(tiny_tokenizer, n) for n in range(8) for make in (speech_sample, speechless_sample)]
     blind = [dataclasses.replace(sample, image=None) for sample in samples]
     write_shards(tmp_path / "blind", blind, picture, tiny_tokenizer, tiny_model.codec)
-    with pytest.raises(InputError, match="no data set holds a picture"):
+    with pytest.raises(InputError, match="no data set that is used holds a picture"):
         train(recipe(tiny_folder, tmp_path / "blind", tmp_path / "run"), quiet=True)
     train(recipe(tiny_folder, tmp_path / "blind", tmp_path / "lora", {"train": "lora", "steps": 1}), quiet=True)
+    seeing = pack(tmp_path / "seeing", tiny_model, tiny_tokenizer)
+    mixed = [{"path": str(seeing), "kind": "speech"}, {"path": str(tmp_path / "blind"), "kind": "speechless"}]
+    changes = {"data.datasets": mixed, "data.p_audio": 0}  # what has pictures is not used
+    with pytest.raises(InputError, match="no data set that is used holds a picture"):
+        train(recipe(tiny_folder, seeing, tmp_path / "run", changes), quiet=True)
+
+
+class Dying:
+    """A data set whose reading process is killed from outside, as by a system that runs out of memory."""
+
+    name = "dying"
+    kind: Kind = "speechless"
+
+    def __getitem__(self, position: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    def picture(self, key: str) -> bytes:
+        raise KeyError(key)
+
+
+def test_a_reading_process_that_is_killed_is_named(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    changes = {"data.workers": 1, "data.p_audio": 0}
+    with pytest.raises(MoshivisError, match="process that read data was ended from outside.*fewer data.workers"):
+        train(recipe(tiny_folder, packed, tmp_path, changes), (None, Dying()), quiet=True)
 
 
 def test_answers_that_cannot_be_written_are_not_the_end(

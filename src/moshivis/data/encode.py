@@ -144,7 +144,7 @@ def _resampled(path: Path, sample_rate: int, size: int) -> Iterator[np.ndarray]:
                 yield np.clip(chunk if resampler is None else resampler.resample_chunk(chunk), -1, 1)
             if resampler is not None:
                 yield np.clip(resampler.resample_chunk(np.zeros((0, 2), np.float32), last=True), -1, 1)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # the last for a name that ends in .raw
         if not path.exists():
             raise InputError(f"there is no {path}") from None
         raise InputError(f"{path} is not audio that can be read (WAV, FLAC, OGG): {error}") from error

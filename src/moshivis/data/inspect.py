@@ -103,8 +103,8 @@ def inspect_shards(folder: Path, index: int, encoder: Encoder, kind: Kind | None
     picture = None if sample.image is None else read_image(dataset.picture(sample.image))
     waves = None
     if sample.audio is not None:
-        own, user = sample.audio[: encoder.own_codebooks], sample.audio[encoder.own_codebooks :, HEARD_LATE:]
-        user = np.pad(user, ((0, 0), (0, HEARD_LATE)), mode="edge")
+        own, late = sample.audio[: encoder.own_codebooks], sample.audio[encoder.own_codebooks :]
+        user = np.pad(late, ((0, 0), (0, HEARD_LATE)), mode="edge")[:, HEARD_LATE:]
         waves = np.stack([decode(own, encoder.codec), decode(user, encoder.codec)])
     words = words_of(sample.text, encoder.tokenizer) if waves is not None else []
     return Inspected(sample=sample, picture=picture, waves=waves, words=(words, ()))

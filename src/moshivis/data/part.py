@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,17 @@ class Part:
     number: int
     lines: tuple[Line, ...]
     pictures: frozenset[Path]  # those that this part stores; of the others an earlier part is to do so
+
+    @property
+    def digest(self) -> str:
+        return lines_digest(self.lines)
+
+
+def lines_digest(lines: Iterable[Line]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line.number} {line.text}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +85,7 @@ class Tally:
 class Done:
     """The note that a part leaves, `part-N.json`: it is written last."""
 
+    lines: str  # their digest
     files: tuple[ShardFile, ...]
     tally: Tally
     named: tuple[str, ...]  # keys of the pictures of its samples
@@ -87,15 +100,18 @@ def note_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.json"
 
 
-def read_done(folder: Path, number: int) -> Done | None:
-    """The note of a part that an earlier run has finished and whose files are all there, else None."""
+def read_done(folder: Path, part: Part) -> Done | None:
+    """The note of a part that an earlier run has finished, of the same lines, whose files are all there; or None."""
     try:
-        fields = json.loads(note_path(folder, number).read_text(encoding="utf-8"))
+        fields = json.loads(note_path(folder, part.number).read_text(encoding="utf-8"))
+        if fields["lines"] != part.digest:
+            return None
         files = tuple(shard_file(file) for file in fields["files"])
         for file in files:
             check_size(folder, file)
         tally = Tally.from_json(fields["tally"])
-        return Done(files=files, tally=tally, named=tuple(fields["named"]), stored=tuple(fields["stored"]))
+        named, stored = tuple(fields["named"]), tuple(fields["stored"])
+        return Done(lines=part.digest, files=files, tally=tally, named=named, stored=stored)
     except (FileNotFoundError, ShardError, ValueError, KeyError, TypeError):
         return None  # the part is made again
 
@@ -119,7 +135,7 @@ def pack_part(part: Part, folder: Path, rules: Rules, encoder: Encoder, on_line:
                 tally.broken.append(Broken(where=line.where, why=why))
             on_line()
     named, stored = (tuple(sorted(keys)) for keys in (packer.named, packer.stored))
-    done = Done(files=tuple(writer.files), tally=tally, named=named, stored=stored)
+    done = Done(lines=part.digest, files=tuple(writer.files), tally=tally, named=named, stored=stored)
     done.write(note_path(folder, part.number))
     return done
 

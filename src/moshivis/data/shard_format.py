@@ -132,7 +132,7 @@ def tokenizer_fingerprint(tokenizer: TextTokenizer) -> str:
 
 
 def codec_fingerprint(codec: Mimi) -> str:
-    """Of the weights that codes depend on; a codec that decodes otherwise has the same."""
+    """Of encoder and quantizer, which codes depend on; another decoder alone makes no other codec."""
     digest = hashlib.sha256()
     for name, tensor in sorted(codec.state_dict().items()):
         if name.startswith(("encoder", "downsample", "quantizer")):

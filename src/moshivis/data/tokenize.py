@@ -7,13 +7,10 @@ with the parts that are missing. The manifest is written last.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import multiprocessing
-import os
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,11 +23,12 @@ import torch
 
 from moshivis.data.encode import Encoder
 from moshivis.data.layout import Line, parse_line, read_lines
-from moshivis.data.part import Done, Part, Rules, Tally, note_path, pack_part, read_done
+from moshivis.data.part import Done, Part, Rules, Tally, lines_digest, note_path, pack_part, read_done
 from moshivis.data.shard_format import MANIFEST, Manifest, codec_fingerprint, tokenizer_fingerprint
 from moshivis.data.shards import check_size
 from moshivis.errors import InputError, MoshivisError, ShardError
 from moshivis.files import atomic_write, only_process
+from moshivis.processes import end_with_parent
 
 LINES_A_PART = 256
 JOB, REPORT = "job.json", "report.json"
@@ -93,7 +91,8 @@ def _pack(
     on_progress: OnProgress,
 ) -> list[Done]:
     """Pack what no earlier run has packed; the notes of all parts."""
-    done = {part.number: note for part in parts if (note := read_done(folder, part.number))}
+    notes = {part.number: read_done(folder, part) for part in parts}
+    done = {number: note for number, note in notes.items() if note and (rules.skip_broken or not note.tally.broken)}
     missing = [part for part in parts if part.number not in done]
     if not missing:  # all were packed, and yet it was not the end: what was broken may have been mended
         missing = [part for part in parts if done[part.number].tally.broken]
@@ -125,14 +124,13 @@ def _pack(
 
 def _describe(lines: list[Line], rules: Rules, encoder: Encoder, lines_a_part: int) -> dict[str, Any]:
     """What makes two calls the same job."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line.number} {line.text}\n".encode())
     return {
         "source": str(lines[0].path.absolute()),
-        "sha256": digest.hexdigest(),
+        "lines": len(lines),
+        "sha256": lines_digest(lines),
         "lines_a_part": lines_a_part,
-        "rules": dataclasses.asdict(rules),
+        "rules": {name: value for name, value in vars(rules).items() if name != "skip_broken"},
+        "skip_broken": rules.skip_broken,
         "codebooks": [encoder.own_codebooks, encoder.user_codebooks],
         "tokenizer": tokenizer_fingerprint(encoder.tokenizer),
         "codec": codec_fingerprint(encoder.codec),
@@ -159,7 +157,8 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
             begun = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is damaged: {error}; remove the folder and begin anew") from error
-        differing = [name for name in job if begun.get(name) != job[name]]
+        free = () if (folder / MANIFEST).exists() else ("sha256", "skip_broken")  # a broken line mended, or left out
+        differing = [name for name in job if name not in free and begun.get(name) != job[name]]
         if differing:
             raise InputError(
                 f"{folder} was begun otherwise (different: {', '.join(differing)}); give the same arguments to go on, "
@@ -168,7 +167,7 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
     for temporary in folder.glob(".*"):
         if _LEFT_BEHIND.fullmatch(temporary.name):  # by a run that was killed
             temporary.unlink()
-    if not path.exists():
+    if not (folder / MANIFEST).exists():
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
 
@@ -309,17 +308,9 @@ class _Worker:
 
 def _start_worker(load: Callable[[], Encoder], packed: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     _Worker.encoder, _Worker.packed, _Worker.stop = load(), packed, stop
-
-
-def _end_with_parent() -> None:
-    """A run that is killed must not leave processes behind that go on writing into its folder."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(part: Part, folder: Path, rules: Rules) -> Done:

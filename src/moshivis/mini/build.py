@@ -42,6 +42,7 @@ from moshivis.vision import VisionEncoder
 
 NUM_PICTURES = 40000
 SAMPLED = ("text_temperature", "audio_temperature", "audio_top_k")  # what the saved folder says of SAMPLING
+TRAINERS = (1, 2, 4)  # processes that share the rows of every training evenly
 RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 5000, 160
 
 
@@ -50,7 +51,8 @@ class Build:
 
     def __init__(self, out: Path, device: torch.device, workers: int = 2):
         self.out, self.device, self.workers = out, device, workers
-        self.trainers = workers if device.type == "cpu" else 1  # one process drives a GPU, one a CPU core
+        fitting = max(count for count in TRAINERS if count <= workers)
+        self.trainers = fitting if device.type == "cpu" else 1  # one process drives a GPU, one a CPU core
 
     def stage(self, name: str) -> Stage:
         return Stage(self.out / name, self.device)

@@ -98,7 +98,6 @@ class Spoken:
         self.questions: dict[tuple[str, Query], list[int]] = defaultdict(list)  # (voice, what is asked)
         self.pace = usual_frames(clip.words for clip in codes.clips.clips if clip.role == "assistant")
         self.whole: dict[str, list[int]] = defaultdict(list)
-        self.queries: dict[int, Query] = {}
         for i, clip in enumerate(codes.clips.clips):
             if clip.role == "assistant":
                 self.said.append(i)
@@ -110,7 +109,6 @@ class Spoken:
             elif clip.kind in TELLING:
                 self.phrases[clip.voice, clip.kind].append(i)
             else:
-                self.queries[i] = clip.query
                 if clip.kind == "whole":
                     self.whole[clip.voice].append(i)
                 else:
@@ -130,12 +128,13 @@ class Spoken:
             if rng.random() < SCENELESS_SHARE:
                 return self._question(voice, rng.choice(SPOKEN_SCENELESS), Scene(()), rng, ask)
             if told and self.whole[voice] and rng.random() < 0.08:
-                clip = rng.choice(self.whole[voice])
-                reply = self._reply(grammar.answer(self.queries[clip], self.codes.clips.clips[clip].scene))
+                index = rng.choice(self.whole[voice])
+                clip = self.codes.clips.clips[index]
+                reply = self._reply(grammar.answer(clip.query, clip.scene))
                 if reply is None:
                     return None
-                scene = self.codes.clips.clips[clip].scene
-                return [clip], reply
+                scene = clip.scene
+                return [index], reply
             telling: list[int] = []
             about = scene
             if told and (scene is None or rng.random() < RETOLD_SHARE):

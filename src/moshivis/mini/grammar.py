@@ -260,7 +260,7 @@ def scene_facts(scene: Scene, rng: random.Random, count: int, families: Sequence
 
 
 def all_queries() -> Iterator[Query]:
-    """Every query of the families whose answers can be listed, one phrasing each (describe is composed instead)."""
+    """Every query of the families that no scene is needed for, one phrasing each."""
     for family, item in (
         *(("knowledge", item) for item in knowledge.FACT_ITEMS),
         *(("small_talk", item) for item in knowledge.SMALL_TALK),

@@ -169,10 +169,10 @@ def _learn(
         values |= {f"{name}_{part}": loss.item() for part, loss in losses.items()}
     trained = list(learner.parameters())
     parallel.average_gradients(trained, workers)
-    nn.utils.clip_grad_norm_(trained, 1.0)
+    norm = nn.utils.clip_grad_norm_(trained, 1.0)
     for optimiser in optimisers:
         optimiser.step()
-    return values
+    return values | {"norm": norm.item()}  # of all workers: one that is not finite ends the training in each
 
 
 @torch.no_grad()

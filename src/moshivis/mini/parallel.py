@@ -7,12 +7,10 @@ disturbed when a core is busy with something else.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessException, spawn
+
+from moshivis.errors import MoshivisError
+from moshivis.processes import end_with_parent
 
 # Parameters of glibc's mallopt (malloc.h) and values that keep freed memory in the process.
 _KEEPING = {-1: -1, -2: 256 << 20, -3: 32 << 20}  # M_TRIM_THRESHOLD: never; M_TOP_PAD; M_MMAP_THRESHOLD: its maximum
@@ -28,31 +29,36 @@ COMPILED_FROM_STEPS = 500
 
 
 def run(workers: int, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call `function(rank, workers, *arguments)` in `workers` processes and wait; one worker runs right here."""
+    """Call `function(rank, workers, *arguments)` in `workers` processes and wait; one worker runs right here.
+
+    Raises MoshivisError with what the first of them said that ended by one, or by an OSError.
+    """
     if workers == 1:
         function(0, 1, *arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_worker, args=(workers, Path(folder) / "rendezvous", function, arguments), nprocs=workers)
+        try:
+            spawn(_worker, args=(workers, Path(folder), function, arguments), nprocs=workers)
+        except ProcessException as error:
+            said = sorted(Path(folder).glob("said-*"), key=lambda path: path.stat().st_mtime_ns)
+            if not said:
+                raise
+            raise MoshivisError(said[0].read_text()) from error
 
 
-def _worker(rank: int, workers: int, rendezvous: Path, function: Callable[..., Any], arguments: tuple) -> None:
+def _worker(rank: int, workers: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     keep_memory()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
-    function(rank, workers, *arguments)
+    end_with_parent()
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=workers)
+    try:
+        function(rank, workers, *arguments)
+    except (MoshivisError, OSError) as error:
+        (folder / f"said-{rank}").write_text(str(error))
+        raise
     dist.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """A build that is killed must not leave workers behind that go on writing into its folder."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def keep_memory() -> None:

@@ -39,16 +39,6 @@ class Scene:
     background: str = "white"
     writing: Writing | None = None
 
-    @property
-    def shapes(self) -> set[str]:
-        """The shapes that occur."""
-        return {thing.shape for thing in self.objects}
-
-    @property
-    def colours(self) -> set[str]:
-        """The colours that occur."""
-        return {thing.colour for thing in self.objects}
-
 
 def sample_scene(rng: random.Random, num_objects: int | None = None) -> Scene:
     """A random scene, objects in reading order.

@@ -17,6 +17,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from moshivis.errors import CheckpointError
+from moshivis.training.optim import rate_at
+from moshivis.training.recipe import OptimiserRecipe
+
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
 
@@ -37,9 +41,6 @@ class Stage:
     def done(self) -> bool:
         return (self.folder / "result.json").exists()
 
-    def result(self) -> dict[str, Any]:
-        return json.loads((self.folder / "result.json").read_text())
-
     def finish(self, result: Mapping[str, Any]) -> None:
         """Record what the stage measured; from now on it is skipped."""
         self.log(**result)
@@ -55,8 +56,13 @@ class Stage:
         self.console.print(shown, highlight=False)
 
     def restore(self, parts: Mapping[str, Any]) -> None:
-        """Load the last checkpoint, if there is one, into `parts` (anything with load_state_dict)."""
+        """Load the last checkpoint, if there is one, into `parts` (anything with load_state_dict).
+
+        Raises CheckpointError if a finished stage has none.
+        """
         path = self.folder / "checkpoint.pt"
+        if self.done and not path.exists():
+            raise CheckpointError(f"{self.folder} is finished, but has no {path.name}; remove it to train it again")
         if path.exists():
             saved = torch.load(path, map_location="cpu", weights_only=True)
             self.step = saved.pop("step")
@@ -109,12 +115,9 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     os.replace(temporary, path)
 
 
-def cosine(step: int, total: int, peak: float, warmup: int, floor: float = 0.02) -> float:
-    """Learning rate: linear warm-up to `peak`, then half a cosine down to floor * peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+def cosine(step: int, total: int, peak: float, warmup: int) -> float:
+    """Learning rate: linear warm-up to `peak`, then half a cosine down to a fiftieth of it."""
+    return rate_at(step, total, OptimiserRecipe(rate=peak, warmup=warmup, final=0.02))
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -51,8 +51,10 @@ class Checkpoints:
     def newest(self) -> Path | None:
         return max(self._complete(), default=None)
 
-    def save(self, tensors: Mapping[str, Tensor], progress: Progress, recipe: Mapping[str, Any]) -> None:
-        """Write one, then forget all but the newest `keep`.
+    def save(
+        self, tensors: Mapping[str, Tensor], progress: Progress, recipe: Mapping[str, Any], sources: Mapping[str, str]
+    ) -> None:
+        """Write one, then forget all but the newest `keep`. `sources` are fingerprints of what the run learns from.
 
         Raises CheckpointError if it cannot be written; older ones are as they were.
         """
@@ -60,7 +62,8 @@ class Checkpoints:
         if target.exists():
             return  # resumed right here, nothing has been learnt since
         temporary = target.with_suffix(".tmp")
-        error = self._write(temporary, tensors, progress, recipe)
+        state = {"progress": asdict(progress), "recipe": recipe, "sources": sources}
+        error = self._write(temporary, tensors, state)
         if self.ranks.any(error is not None):
             if self.ranks.leads:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -85,16 +88,14 @@ class Checkpoints:
         except (Exception, CheckpointException) as error:  # the latter is no Exception; readers fail in many ways
             raise _unreadable(folder, error) from error
 
-    def _write(
-        self, folder: Path, tensors: Mapping[str, Tensor], progress: Progress, recipe: Mapping[str, Any]
-    ) -> str | None:
+    def _write(self, folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str | None:
         """What went wrong, if anything."""
         try:
             with _quiet():
                 save(dict(tensors), checkpoint_id=folder, no_dist=self.ranks.count == 1)
             if self.ranks.leads:
                 with atomic_write(folder / STATE) as file:
-                    file.write_text(json.dumps({"progress": asdict(progress), "recipe": recipe}, indent=1) + "\n")
+                    file.write_text(json.dumps(state, indent=1) + "\n")
         except (Exception, CheckpointException) as error:  # the latter is no Exception; disks fail in many ways
             return _reason(error)
         return None
@@ -103,13 +104,13 @@ class Checkpoints:
         return [path for path in self.folder.glob("step-*") if path.suffix != ".tmp" and (path / STATE).is_file()]
 
 
-def recipe_of(checkpoint: Path) -> dict[str, Any]:
-    """The recipe that a checkpoint was made by, as plain data. Raises CheckpointError if it is damaged."""
+def recipe_and_sources(checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a checkpoint was made by, as plain data. Raises CheckpointError if it is damaged."""
     try:
-        found: dict[str, Any] = json.loads((checkpoint / STATE).read_text())["recipe"]
+        state = json.loads((checkpoint / STATE).read_text())
+        return dict(state["recipe"]), dict(state.get("sources", {}))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise _unreadable(checkpoint, error) from error
-    return found
 
 
 def _unreadable(checkpoint: Path, error: BaseException) -> CheckpointError:

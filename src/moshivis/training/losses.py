@@ -1,8 +1,8 @@
 """The losses of the one-stage recipe (paper section 3.2, appendix E.2), with weights from `LossRecipe`.
 
     text  = sum_i w_i CE(text_i) / sum_i w_i
-            w_i: 1 for the assistant's words and the end-of-padding before them, `padding` for padding, `user` for the
-            user's words (speechless samples), each times `speech` in speech samples
+            w_i: 1 for the assistant's words and the end-of-padding before them, `padding` for padding that is no part
+            of them, `user` for the user's words (speechless samples), each times `speech` in speech samples
     audio = sum_k v_k sum_t CE(own_kt) / sum_k v_k N_k
             over the first `codebooks` own codebooks k, N_k graded tokens each; v_0 = semantic, v_k = acoustic
     loss  = text_weight * text + audio_weight * audio

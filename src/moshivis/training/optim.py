@@ -13,7 +13,7 @@ from moshivis.training.recipe import OptimiserRecipe
 
 
 def rate_at(step: int, steps: int, recipe: OptimiserRecipe) -> float:
-    """Rate of step `step`, from 0: linear warm-up, then half a cosine; the last step has `final` of the peak."""
+    """Learning rate of a step, counted from 0: linear warm-up, then half a cosine that ends at `final` of the peak."""
     if step < recipe.warmup:
         return recipe.rate * (step + 1) / recipe.warmup
     progress = min(1.0, (step - recipe.warmup) / max(1, steps - 1 - recipe.warmup))

@@ -187,11 +187,17 @@ class Recipe:
             )
         return speech // ranks, (total - speech) // ranks
 
+    def kinds(self) -> set[Kind]:
+        """Those of which a batch has samples."""
+        named: tuple[Kind, Kind] = ("speech", "speechless")
+        return {kind for kind, rows in zip(named, self.rows(), strict=True) if rows}
+
     def check(self) -> None:
         """Raise InputError for values that cannot be, or that contradict each other."""
         data, batch, optimiser, loss = self.data, self.batch, self.optimiser, self.loss
         _at_least(1, steps=self.steps)
-        _at_least(0, seed=self.seed)
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be from 0 to 2^63 - 1, not {self.seed}")
         _at_least(1, **{"batch.rows": batch.rows, "batch.accumulation": batch.accumulation})
         _at_least(1, **{"data.max_frames": data.max_frames, "data.max_tokens": data.max_tokens})
         _at_least(1, **{"data.bucket": data.bucket, "features.batch": self.features.batch, "lora.rank": self.lora.rank})
@@ -242,14 +248,13 @@ class Recipe:
                 if dataset.weight <= 0:
                     raise InputError(f"{where}: dataset {dataset.path} needs a weight above 0, not {dataset.weight:g}")
         kinds = {dataset.kind for dataset in self.data.datasets}
-        speech, speechless = self.rows()
-        for kind, rows in (("speech", speech), ("speechless", speechless)):
-            if kinds and rows and kind not in kinds:
-                share = 0 if kind == "speech" else 1
-                raise InputError(
-                    f"data.p_audio={self.data.p_audio:g} asks for {kind} samples, but data.datasets has none; "
-                    f"add one, or set data.p_audio={share}"
-                )
+        missing = self.kinds() - kinds
+        for kind in sorted(missing) if kinds else ():
+            share = 0 if kind == "speech" else 1
+            raise InputError(
+                f"data.p_audio={self.data.p_audio:g} asks for {kind} samples, but data.datasets has none; "
+                f"add one, or set data.p_audio={share}"
+            )
         general = {dataset.kind for dataset in self.data.general}
         if self.data.p_concat and kinds - general:
             raise InputError(

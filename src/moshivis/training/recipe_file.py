@@ -105,10 +105,11 @@ def _override(data: dict[str, Any], word: str) -> None:
 
 def _child(place: Any, name: str, key: str) -> Any:
     if isinstance(place, list):
-        return place[_index(place, name, key)]
-    child = place.setdefault(name, {})
-    if child is None:
-        child = place[name] = {}
+        child = place[_index(place, name, key)]
+    else:
+        child = place.setdefault(name, {})
+        if child is None:
+            child = place[name] = {}
     if not isinstance(child, dict | list):
         raise InputError(f"{key}: {name} is a single value, {child!r}, with nothing below it")
     return child

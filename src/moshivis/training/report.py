@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,8 +79,7 @@ class Report:
         except OSError as error:  # a full disk; what cannot be written is lost, the training is not
             self.warn(f"{self.out / LOG} cannot be written: {error.strerror or error}")
         numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
-        for tracker in self.trackers:
-            tracker.log(numbers, progress.step)
+        self._ask_trackers(lambda tracker: tracker.log(numbers, progress.step))
 
     def warn(self, message: str) -> None:
         if self.leads:
@@ -93,8 +92,16 @@ class Report:
     def close(self) -> None:
         if self.leads:
             self.status.stop()
-        for tracker in self.trackers:
-            tracker.close()
+        self._ask_trackers(lambda tracker: tracker.close())
+
+    def _ask_trackers(self, ask: Callable[[Tracker], None]) -> None:
+        """Each in turn; one that cannot write, as on a full disk, is asked no more."""
+        for tracker in list(self.trackers):
+            try:
+                ask(tracker)
+            except OSError as error:
+                self.trackers.remove(tracker)
+                self.warn(f"{tracker.name} gets no more numbers: {error.strerror or error}")
 
     def _line(self, last: Mapping[str, float]) -> dict[str, Any]:
         """Means over the steps whose numbers are finite, null if none is; what is summed is summed over all."""
@@ -139,6 +146,8 @@ def _forget_after(log: Path, step: int) -> None:
 
 
 class Tracker(Protocol):
+    name: str
+
     def log(self, numbers: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
@@ -165,6 +174,8 @@ def _import(module: str, option: str) -> Any:
 
 
 class _TensorBoard:
+    name = "TensorBoard"
+
     def __init__(self, folder: Path, begin: int):
         writer = _import("torch.utils.tensorboard", "report.tensorboard")
         self.writer = writer.SummaryWriter(str(folder), purge_step=begin + 1)
@@ -182,6 +193,7 @@ class _Hosted:
     """W&B, or trackio, which has the same functions."""
 
     def __init__(self, package: str, project: str, recipe: Recipe):
+        self.name = package
         self.module = _import(package, f"report.{package}")
         self.module.init(project=project, name=Path(recipe.out).name, config=recipe_to_dict(recipe))
 

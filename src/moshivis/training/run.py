@@ -25,9 +25,10 @@ from moshivis.checkpoints.adapters import save_adapters
 from moshivis.checkpoints.folder import empty_model, fill_model, save_folder
 from moshivis.data.loader import Loader
 from moshivis.data.sample import Dataset
-from moshivis.errors import CheckpointError, InputError
+from moshivis.data.shard_format import MANIFEST, file_sha256
+from moshivis.errors import CheckpointError, InputError, MoshivisError
 from moshivis.files import atomic_write, only_process
-from moshivis.training.checkpoint import Checkpoints, recipe_of
+from moshivis.training.checkpoint import Checkpoints, recipe_and_sources
 from moshivis.training.distributed import Ranks, joined, whole
 from moshivis.training.features import FeatureCache
 from moshivis.training.flops import flops_per_token
@@ -73,17 +74,22 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
     out = Path(recipe.out)
     checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep, ranks)
     newest = checkpoints.newest()
-    if newest is not None:
-        check_same_run(recipe_of(newest), recipe)
+    before, begun_with = (None, {}) if newest is None else recipe_and_sources(newest)
+    if before is not None:
+        check_same_run(before, recipe)
     chosen = sets or training_sets(recipe.data, recipe.seed)
     unseen = held_out or held_out_sets(recipe.validation.datasets, recipe.data)
     ready = prepare(recipe, ranks)
+    sources = {"base": ready.base}
     if sets is None:
         used = (*recipe.data.datasets, *recipe.data.general, *recipe.validation.datasets)
         check_made_for(ready.model, ready.tokenizer, used)
         if recipe.train == "adapters":
-            check_pictures(recipe.data)
-    trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *unseen)), ranks, checkpoints)
+            check_pictures([dataset for dataset in recipe.data.datasets if dataset.kind in recipe.kinds()])
+        learnt = (*recipe.data.datasets, *recipe.data.general)
+        sources |= {dataset.path: file_sha256(Path(dataset.path) / MANIFEST) for dataset in learnt}
+    _check_sources(begun_with, sources, recipe, ranks)
+    trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *unseen)), ranks, checkpoints, sources)
     trainer.resume()
     if trainer.progress.step > recipe.steps:
         raise InputError(
@@ -115,9 +121,9 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
 
 
 def _say_unused(recipe: Recipe, report: Report) -> None:
-    for kind, rows in zip(("speech", "speechless"), recipe.rows(), strict=True):
+    for kind in {"speech", "speechless"} - recipe.kinds():
         unused = [dataset.path for dataset in (*recipe.data.datasets, *recipe.data.general) if dataset.kind == kind]
-        if unused and not rows:
+        if unused:
             share = f"data.p_audio={recipe.data.p_audio:g}"
             report.warn(f"{share} asks for no {kind} samples: {', '.join(unused)} not used")
 
@@ -143,6 +149,13 @@ def _run(
     )
     try:
         trainer.run(loader, report, validation)
+    except RuntimeError as error:  # torch's, which has no class of its own for it
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MoshivisError(
+            "a process that read data was ended from outside, perhaps for want of memory; run the same command again, "
+            "with fewer data.workers: it goes on from the newest checkpoint"
+        ) from error
     finally:
         loader.close()
 
@@ -159,6 +172,19 @@ def check_same_run(before: dict[str, Any], recipe: Recipe) -> None:
         raise InputError(
             f"the run in {recipe.out} was begun by another recipe ({'; '.join(differing[:5])}); choose another out, or "
             "remove that folder"
+        )
+
+
+def _check_sources(before: Mapping[str, str], now: Mapping[str, str], recipe: Recipe, ranks: Ranks) -> None:
+    """Raise InputError, on all ranks, if base or data are not those that the run was begun with."""
+    # Of a sharded base the rank that leads alone has the fingerprint.
+    differing = [
+        name for name, fingerprint in now.items() if ranks.leads and before.get(name, fingerprint) != fingerprint
+    ]
+    if ranks.any(bool(differing)):
+        raise InputError(
+            f"the run in {recipe.out} was begun with something else ({', '.join(differing)} changed since); choose "
+            "another out, or remove that folder"
         )
 
 

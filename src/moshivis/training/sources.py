@@ -51,12 +51,12 @@ def check_made_for(model: MoshiVis, tokenizer: TextTokenizer | None, datasets: S
                 )
 
 
-def check_pictures(recipe: DataRecipe) -> None:
+def check_pictures(datasets: Sequence[DatasetRecipe]) -> None:
     """Raise InputError if no conversation has a picture, from which alone adapters learn."""
-    if not any(Manifest.read(Path(dataset.path)).rows("pictures") for dataset in recipe.datasets):
+    if not any(Manifest.read(Path(dataset.path)).rows("pictures") for dataset in datasets):
         raise InputError(
-            "no data set holds a picture, and without pictures adapters learn nothing: pack conversations with an "
-            '"image", or set train: lora'
+            "no data set that is used holds a picture, and without pictures adapters learn nothing: pack conversations "
+            'with an "image", or set train: lora'
         )
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -65,7 +66,16 @@ class StepResult:
 class Trainer:
     """Takes a prepared model from where its newest checkpoint stands to the recipe's last step."""
 
-    def __init__(self, recipe: Recipe, ready: Ready, features: FeatureCache | None, ranks: Ranks, out: Checkpoints):
+    def __init__(
+        self,
+        recipe: Recipe,
+        ready: Ready,
+        features: FeatureCache | None,
+        ranks: Ranks,
+        out: Checkpoints,
+        sources: Mapping[str, str] = MappingProxyType({}),
+    ):
+        self.sources = sources
         self.recipe, self.ready, self.features, self.ranks, self.checkpoints = recipe, ready, features, ranks, out
         self.learner: Learner = ready.learner
         self.trained = ready.trained()
@@ -191,7 +201,7 @@ class Trainer:
 
     def _save(self, report: Follows) -> None:
         try:
-            self.checkpoints.save(self.tensors(), self.progress, recipe_to_dict(self.recipe))
+            self.checkpoints.save(self.tensors(), self.progress, recipe_to_dict(self.recipe), self.sources)
         except MoshivisError as error:
             if self.recipe.checkpoint.on_error == "stop":
                 raise
