@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,19 @@ def test_the_command_merges_and_the_merged_model_is_the_same(file: Path, tiny_fo
     said = [it.conversation(picture("red")).say_text("what colour is the star") for it in (merged, stacked)]
     assert said[0] == said[1]
     assert main(["adapters", "merge", str(file), str(out), "--model", str(base)]) == 2
+
+
+def test_a_merge_that_cannot_be_written(
+    file: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, usual[1]))  # no file may be larger, as on a full disk
+        assert main(["adapters", "merge", str(file), str(tmp_path / "full"), "--model", str(tiny_folder)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert "cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "full").exists()
 
 
 def test_talk_takes_them(file: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import shutil
+import stat
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def test_what_is_saved_is_loaded(folder: Path, model: MoshiVis) -> None:
     assert not any(tensor.is_meta for tensor in [*loaded.model.parameters(), *loaded.model.buffers()])
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert (folder / "README.md").read_text() == CARD
+    assert len({stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}) == 1  # safetensors' own are 0600
     total = sum(tensor.nbytes for tensor in model.state_dict().values())
     assert json.loads((folder / INDEX).read_text())["metadata"]["total_size"] == total
 
@@ -229,6 +231,8 @@ def test_a_config_that_describes_no_model_is_refused(folder: Path) -> None:
         ({"model": {"speech_lm": {"backbone": {"context": None}}}}, "context must be of type int, not None"),
         ({"model": {"speech_lm": {"delays": [0, "1"]}}}, "delays must be of type int, not '1'"),
         ({"model": {"adapters": {"gate_activation": "sigmod"}}}, "gate_activation must be one of"),
+        ({"model": {"adapters": {"gate_scale": [0.1]}}}, "gate_scale must have 2 values, not 1"),
+        ({"model": {"adapters": {"gate_scale": [0.1, 0]}}}, "gate_scale needs a width above 0"),
     ):
         edit(folder / "config.json", config | change)
         with pytest.raises(CheckpointError, match=message):
@@ -356,6 +360,14 @@ def test_a_released_folder_is_loaded(released: tuple[Path, MoshiVis]) -> None:
     as_stored = load_released(folder, codec=CONFIG.codec).model
     assert {p.dtype for p in as_stored.speech_lm.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in as_stored.codec.parameters()} == {torch.float32}
+
+
+def test_a_nested_released_configuration_counts(released: tuple[Path, MoshiVis]) -> None:
+    folder, model = released
+    (folder / "moshika-vis.yaml").write_text(yaml.safe_dump({"model": FLAT | {"xa_gating": "tanh"}}))
+    adapters = load_released(folder, codec=CONFIG.codec).model.config.adapters
+    assert adapters is not None and model.config.adapters is not None
+    assert (adapters.gate_activation, model.config.adapters.gate_activation) == ("tanh", "sigmoid")
 
 
 def test_a_released_folder_with_another_codec_is_refused(released: tuple[Path, MoshiVis]) -> None:

@@ -89,6 +89,13 @@ def test_the_full_size_model_has_the_released_names_shapes_and_count() -> None:
     assert from_released(released | copies, config).keys() == state.keys()
 
 
+def test_what_the_released_names_have_no_place_for_is_refused() -> None:
+    depth = dataclasses.replace(SMALL.speech_lm.depth, norm="layer_norm")
+    config = dataclasses.replace(SMALL, speech_lm=dataclasses.replace(SMALL.speech_lm, depth=depth))
+    with pytest.raises(CheckpointError, match=r"no place for speech_lm.depth.layers.0.norm1.bias"):
+        to_released(random_state(config), config)
+
+
 def _first(name: str) -> str:
     """layers.7. -> layers.0."""
     parts = name.split(".")

@@ -354,6 +354,17 @@ def test_a_written_sample(corpus: Path, tiny_folder: Path, tmp_path: Path, capsy
     assert not (tmp_path / "sample-6.wav").exists()
 
 
+def test_what_is_inspected_is_not_replaced(corpus: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("wav", "json"):
+        (corpus.parent / f"0.{name}").rename(corpus.parent / f"sample-0.{name}")
+    corpus.write_text('{"path": "sample-0.wav", "duration": 1}\n')
+    before = (corpus.parent / "sample-0.wav").read_bytes()
+    assert main(["data", "inspect", str(corpus), "--out", str(corpus.parent), "--model", str(tiny_folder)]) == 2
+    assert "sample-0.wav would replace what is read from it" in capsys.readouterr().err
+    assert (corpus.parent / "sample-0.wav").read_bytes() == before
+    assert not (corpus.parent / "sample-0.png").exists()
+
+
 def test_samples_that_are_not_there(
     corpus: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,8 +75,8 @@ def test_words_are_painted_in_the_colour_of_their_gate() -> None:
 
 
 def test_a_long_transcript_makes_a_taller_picture_and_stays_inside() -> None:
-    words = " ".join(["watermelon"] * 200 + ["a" * 300])
-    gates = list(np.linspace(0.1, 0.2, 201))
+    words = " ".join(["watermelon"] * 200)
+    gates = list(np.linspace(0.1, 0.2, 200))
     short = draw_gates(conversation("watermelon", [0.1]), PICTURE, SCALE)
     long = draw_gates(conversation(words, gates), PICTURE, SCALE)
     assert long.height > short.height + 500
@@ -84,7 +84,7 @@ def test_a_long_transcript_makes_a_taller_picture_and_stays_inside() -> None:
     assert one_word.height < long.height  # without a picture the lines are longer
     margin = np.asarray(long.crop((WIDTH - 20, 0, WIDTH, 600)))
     wrapped = np.asarray(one_word.crop((WIDTH - 20, 0, WIDTH, 400)))
-    assert (wrapped == wrapped[0, 0]).all() and margin.shape[1] == 20
+    assert (wrapped == wrapped[0, 0]).all() and (margin == margin[0, 0]).all()
 
 
 @pytest.mark.parametrize("form", ["spoken", "written"])

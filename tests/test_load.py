@@ -62,6 +62,9 @@ def test_a_tokenizer_of_another_model(tiny_model: MoshiVis, tiny_tokenizer: Text
     lm = dataclasses.replace(tiny_model.config.speech_lm, text_card=99)
     with pytest.raises(CheckpointError, match="48 pieces, but the model predicts 99"):
         Assistant(MoshiVis(dataclasses.replace(tiny_model.config, speech_lm=lm)), tiny_tokenizer)
+    codec = dataclasses.replace(tiny_model.config.codec, sample_rate=16000)
+    with pytest.raises(CheckpointError, match="runs at 16000 Hz; one can only talk at 24000 Hz"):
+        Assistant(MoshiVis(dataclasses.replace(tiny_model.config, codec=codec)), tiny_tokenizer)
 
 
 def test_a_folder_can_say_how_to_sample(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses that describe a model, named presets, and their JSON form.
+"""Frozen dataclasses that describe a model, and their JSON form.
 
 A config is plain data: it is saved as `config.json` beside the weights and compared by value. Where the released
 PyTorch, MLX and Rust back-ends differ, the variant is a named field here (reference facts, model.md section 10);
@@ -182,6 +182,10 @@ class AdapterConfig:
     stream_keys: Literal["own", "first"] = "own"
     gate_scale: tuple[float, float] = (0.005, 0.016)  # of a transcript's colours (5.5): lowest gate, width
 
+    def __post_init__(self) -> None:
+        if not self.gate_scale[1] > 0:
+            raise ValueError(f"AdapterConfig.gate_scale needs a width above 0, not {self.gate_scale[1]}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
@@ -240,7 +244,10 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{name} must be a list, not {value!r}")
-        return tuple(_convert(typing.get_args(hint)[0], item, name) for item in value)
+        kind, *others = typing.get_args(hint)
+        if ... not in others and len(value) != 1 + len(others):
+            raise ValueError(f"{name} must have {1 + len(others)} values, not {len(value)}")
+        return tuple(_convert(kind, item, name) for item in value)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise ValueError(f"{name} must be one of {', '.join(typing.get_args(hint))}, not {value!r}")

@@ -94,6 +94,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(_default_mode(0o777))
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(_default_mode(0o666))  # safetensors makes files that only their owner can read
                 _flush(file)
         refuse_occupied(target)
         if target.is_dir():

@@ -28,10 +28,6 @@ class ImageKV:
     mask: Tensor | None = None  # [B, S] bool, True = a real image token; None = all are
     present: Tensor | None = None  # [B] bool, False = this row has no image; None = all have one
 
-    @property
-    def batch(self) -> int:
-        return self.keys[0].shape[0]
-
 
 @dataclass
 class AdapterState:

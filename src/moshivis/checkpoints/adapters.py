@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moshivis.adapters.gated_cross_attention import GatedCrossAttention
 from moshivis.checkpoints.fingerprint import base_fingerprint
-from moshivis.checkpoints.tensors import check_tensors
+from moshivis.checkpoints.tensors import check_tensors, write_tensors
 from moshivis.config import AdapterConfig, ModelConfig, NormName, from_dict, to_dict
 from moshivis.errors import CheckpointError
 from moshivis.files import atomic_write
@@ -68,7 +67,7 @@ def save_adapters(
     }
     with atomic_write(path) as temporary:
         stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-        save_file(stored, temporary, metadata=metadata)
+        write_tensors(stored, temporary, metadata)
 
 
 def require_adapters(path: str | os.PathLike[str]) -> Path:

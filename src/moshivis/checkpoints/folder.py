@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from moshivis.checkpoints.tensors import check_tensors, read_shapes, read_tensors
+from moshivis.checkpoints.tensors import check_tensors, read_shapes, read_tensors, write_tensors
 from moshivis.config import ModelConfig, from_dict, to_dict
 from moshivis.errors import CheckpointError
 from moshivis.files import atomic_directory
@@ -44,7 +43,7 @@ def save_folder(
 ) -> None:
     """Write the whole checkpoint or nothing. `dtype` converts parameters, not buffers; None keeps theirs.
 
-    Raises FileExistsError if there is something at `folder` already.
+    Raises FileExistsError if there is something at `folder` already, OSError if it cannot be written.
     """
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {
@@ -57,7 +56,7 @@ def save_folder(
         weight_map: dict[str, str] = {}
         for number, names in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            save_file({name: tensors[name] for name in names}, temporary / file, metadata={"format": "pt"})
+            write_tensors({name: tensors[name] for name in names}, temporary / file, {"format": "pt"})
             weight_map.update(dict.fromkeys(names, file))
         total = sum(tensor.nbytes for tensor in tensors.values())
         _write_json(temporary / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

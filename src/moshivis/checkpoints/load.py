@@ -25,7 +25,7 @@ from moshivis.checkpoints.folder import (
     weight_files,
 )
 from moshivis.checkpoints.released import check_released, from_released, to_released
-from moshivis.checkpoints.released_config import DEFAULTS, RELEASED, config_from_released
+from moshivis.checkpoints.released_config import DEFAULTS, RELEASED, config_from_released, flatten
 from moshivis.checkpoints.tensors import check_tensors, read_shapes, read_tensors
 from moshivis.config import CodecConfig, ModelConfig, from_dict, to_dict
 from moshivis.errors import CheckpointError, InputError
@@ -186,7 +186,7 @@ def _released_config(folder: Path, codec: CodecConfig) -> ModelConfig:
     flat: Mapping[str, Any] = RELEASED
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("config.json")]):
         found = read_json(path) if path.suffix == ".json" else _read_yaml(path)
-        if not DEFAULTS.keys().isdisjoint(found):  # else it describes something else, such as how to show the model
+        if not DEFAULTS.keys().isdisjoint(flatten(found)):  # else it is of something else, such as how it is shown
             flat = found
     try:
         config = config_from_released(flat)

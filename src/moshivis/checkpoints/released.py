@@ -38,7 +38,12 @@ def to_released(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
     Raises CheckpointError if the release has no way to say what the config says.
     """
     released: dict[str, Tensor] = {}
-    for link in _links(config) if any(name.startswith("speech_lm.") for name in tensors) else []:
+    links = _links(config) if any(name.startswith("speech_lm.") for name in tensors) else []
+    placed = {name for link in links for name in link.ours}
+    lost = [name for name in tensors if name not in placed and not name.startswith("vision.")]
+    if lost:
+        raise CheckpointError(f"the released layout has no place for {some(lost)}; use --layout moshivis")
+    for link in links:
         found = link.to_released([tensors[name] for name in link.ours])
         released.update(zip(link.released, found, strict=True))
     vision = {n.removeprefix("vision."): t for n, t in tensors.items() if n.startswith("vision.")}

@@ -109,7 +109,7 @@ def config_from_released(flat: Mapping[str, Any], vision: VisionConfig | None = 
     `vision` takes the place of the encoder that `encoder_name` names. Keys that do not change the model are ignored.
     Raises CheckpointError for a value that the model cannot have.
     """
-    keys = DEFAULTS | _flatten(flat)
+    keys = DEFAULTS | flatten(flat)
     adapters = _adapters(keys, vision)
     norm = None if adapters is None else keys["norm_xa"]
     encoder = vision or _one_of(keys, "encoder_name", ENCODERS)
@@ -121,7 +121,8 @@ def config_from_released(flat: Mapping[str, Any], vision: VisionConfig | None = 
     )
 
 
-def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration, and those one level below them."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         flat.update(value if isinstance(value, Mapping) else {key: value})

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from moshivis.checkpoints import mimi
 from moshivis.checkpoints.folder import SAMPLING, TOKENIZER
 from moshivis.checkpoints.released import to_released
 from moshivis.checkpoints.released_config import ENCODERS, config_from_released
+from moshivis.checkpoints.tensors import write_tensors
 from moshivis.config import CodecConfig, ModelConfig
 from moshivis.errors import CheckpointError
 from moshivis.files import atomic_directory
@@ -47,8 +46,8 @@ def save_released(
     codec = {name: tensor.detach().cpu() for name, tensor in mimi.to_released(model.codec.state_dict()).items()}
     with atomic_directory(folder) as temporary:
         # Cloned: a shared projection appears under many names, and safetensors stores no tensor twice by reference.
-        save_file({name: tensor.clone() for name, tensor in weights.items()}, temporary / WEIGHTS)
-        save_file(codec, temporary / CODEC)
+        write_tensors({name: tensor.clone() for name, tensor in weights.items()}, temporary / WEIGHTS)
+        write_tensors(codec, temporary / CODEC)
         if tokenizer is not None:
             (temporary / TOKENIZER).write_bytes(tokenizer)
         if sampling is not None:  # a file of ours, which other programs do not read

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moshivis.errors import CheckpointError
@@ -41,6 +42,14 @@ def read_tensors(
             for name in opened.keys():
                 if name.startswith(prefix):
                     yield name, opened.get_tensor(name)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError, and no error of another kind, if it cannot be written."""
+    try:
+        save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"{file.name} cannot be written: {error}") from error
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: str) -> None:

@@ -24,7 +24,7 @@ from moshivis.data.sample import Speaker
 from moshivis.data.tokenize import REPORT, OnProgress, Tokenized, tokenize
 from moshivis.devices import usable_device
 from moshivis.errors import InputError
-from moshivis.files import atomic_write
+from moshivis.files import atomic_write, keep_inputs, shown
 from moshivis.inference.conversation import EMBEDDED
 
 NAMED = 10  # broken conversations that are printed; all are in the report
@@ -63,17 +63,18 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     for speaker, text in inspected.transcript(encoder):
         label = {Speaker.ASSISTANT: "Assistant", Speaker.USER: "User"}.get(speaker, "")
         console.print(f"{label:<11}", text, sep="")
-    written = [out / f"sample-{arguments.index}.png"]
+    suffixes = ("png",) if inspected.waves is None else ("png", "wav")
+    written = [out / f"sample-{arguments.index}.{suffix}" for suffix in suffixes]
+    keep_inputs(written, inspected.files)
     try:
         with atomic_write(written[0]) as temporary:
             inspected.draw(encoder).save(temporary)
         if inspected.waves is not None:
-            written.append(out / f"sample-{arguments.index}.wav")
             rate = encoder.codec.config.sample_rate
             write_wav(written[1], np.ascontiguousarray(inspected.waves.T), rate)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
-    console.print("wrote " + " and ".join(map(str, written)), style="dim")
+    console.print("wrote " + " and ".join(map(shown, written)), style="dim")
     return 0
 
 

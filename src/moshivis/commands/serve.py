@@ -14,7 +14,6 @@ from rich.markup import escape
 from moshivis.extras import need
 
 NEEDED = ("starlette", "uvicorn", "websockets", "sphn", "prometheus_client", "cryptography")
-SMALL = 200_000_000  # parameters; up to here one thread of the processor a tick is faster than several
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -62,10 +61,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
             download=arguments.download,
             adapters=arguments.adapters,
         )
-        threads = arguments.threads
-        if threads is None and assistant.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            small = sum(parameter.numel() for parameter in assistant.model.parameters()) <= SMALL
-            threads = 1 if small else None
+        threads = arguments.threads or assistant.threads
         hall = Hall(Engine(assistant, limits.sessions, threads=threads), limits, Metrics())
         status.update("warming up")
         set_up_log()

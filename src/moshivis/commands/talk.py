@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,6 @@ from moshivis.inference.talk import Question, TalkResult, Turn, talk
 from moshivis.vision.image import read_image
 
 ASSETS = Path(__file__).parents[1] / "assets"
-SMALL = 200_000_000  # parameters; up to here one CPU thread is faster than several that wait for each other
 
 
 def run_talk(arguments: argparse.Namespace) -> int:
@@ -128,9 +126,8 @@ def _sampling(usual: Sampling, arguments: argparse.Namespace) -> Sampling:
 def _prepare(assistant: Assistant) -> None:
     if assistant.device.type != "cpu":
         assistant.warm_up()
-    elif "OMP_NUM_THREADS" not in os.environ:
-        if sum(parameter.numel() for parameter in assistant.model.parameters()) <= SMALL:
-            torch.set_num_threads(1)
+    elif assistant.threads is not None:
+        torch.set_num_threads(assistant.threads)
 
 
 @contextmanager

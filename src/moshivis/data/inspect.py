@@ -32,6 +32,7 @@ class Inspected:
     picture: Image.Image | None
     waves: np.ndarray | None  # [2, T * frame_size] assistant and user, in -1..1; None for a written sample
     words: tuple[Sequence[Word], Sequence[Word]]  # of assistant and user; the user's are known of recordings only
+    files: tuple[Path, ...] = ()  # recording and picture that it was read from
 
     def draw(self, encoder: Encoder) -> Image.Image:
         if self.waves is None:
@@ -67,7 +68,7 @@ def inspect_line(source: Path, index: int, encoder: Encoder, form: Form = "plain
 
 
 def _inspect(entry: Entry, encoder: Encoder, form: Form) -> Inspected:
-    picture = None
+    picture, files = None, () if entry.image is None else (entry.image,)
     if entry.image is not None:
         try:
             picture = read_image(read_limited(entry.image, max_bytes=MAX_BYTES, noun="picture"))
@@ -75,13 +76,14 @@ def _inspect(entry: Entry, encoder: Encoder, form: Form) -> Inspected:
             raise InputError(f"picture {entry.image}: {error}") from error
     if isinstance(entry, Dialogue):
         sample = speechless_sample(entry.turns, encoder.tokenizer, form=form, origin=entry.where)
-        return Inspected(sample=sample, picture=picture, waves=None, words=((), ()))
+        return Inspected(sample=sample, picture=picture, waves=None, words=((), ()), files=files)
     words = read_words(entry)
     sample = speech_sample(entry, words, encoder).sample
     config = encoder.codec.config
     blocks = stereo_blocks(entry.audio, config.sample_rate, config.frame_size, BLOCK_FRAMES)
     waves = np.concatenate(list(blocks), axis=1)
-    return Inspected(sample=sample, picture=picture, waves=waves, words=(words.assistant, words.user))
+    spoken = words.assistant, words.user
+    return Inspected(sample=sample, picture=picture, waves=waves, words=spoken, files=(entry.audio, *files))
 
 
 def inspect_shards(folder: Path, index: int, encoder: Encoder, kind: Kind | None = None) -> Inspected:

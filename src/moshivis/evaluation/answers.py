@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moshivis.adapters.gated_cross_attention import ImageKV
-from moshivis.inference.generation import Generator
+from moshivis.inference.duplex import Duplex
 from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextTokenizer
@@ -44,18 +44,13 @@ def ask_spoken(
 ) -> list[Answer]:
     """Answers to spoken questions, each a wave [T] at the codec's rate; `image` has one row a question."""
     rows = [_Row(_frames(wave, model.config.codec.frame_size)) for wave in questions]
-    generator = Generator(model.speech_lm, model.adapters)
-    state = generator.new_state(len(rows))
-    ears, mouth = model.codec.new_encoder_state(len(rows)), model.codec.new_decoder_state(len(rows))
-    with torch.inference_mode():
-        while not all(row.over for row in rows):
-            wave = torch.from_numpy(np.stack([row.next_frame() for row in rows]))[:, None]
-            codes = model.codec.encode_step(ears, wave, num_codebooks=model.config.speech_lm.user_codebooks)
-            frame = generator.step(state, codes[..., 0], image, sampling)
-            own = frame.tokens[:, 1:, None].clamp(0, model.config.codec.quantizer.bins - 1)
-            audio = model.codec.decode_step(mouth, own)[:, 0].numpy()
-            for row, token, piece in zip(rows, frame.tokens[:, 0].tolist(), audio, strict=True):
-                row.take(token, piece)
+    duplex = Duplex(model)
+    state = duplex.new_state(len(rows))
+    while not all(row.over for row in rows):
+        wave = torch.from_numpy(np.stack([row.next_frame() for row in rows]))[:, None]
+        frame = duplex.step(state, wave, image, sampling)
+        for row, token, audio in zip(rows, frame.text.tolist(), frame.audio[:, 0].numpy(), strict=True):
+            row.take(token, audio)
     return [row.answer(tokenizer) for row in rows]
 
 
@@ -136,8 +131,8 @@ def ask_written(
                 if not greeted[row]:
                     greeted[row] = token == PADDING or greeting >= WRITTEN_TOKENS
                 elif not over[row]:
-                    over[row] = token == PADDING or len(answers[row]) >= WRITTEN_TOKENS
                     answers[row].append(token)
+                    over[row] = token == PADDING or len(answers[row]) >= WRITTEN_TOKENS
                 tokens[row, 0] = token
     return [
         Answer(tokenizer.decode(answer), answer[-1] == PADDING, 0 if END_OF_PADDING in answer else None)

@@ -23,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from moshivis.adapters.gated_cross_attention import GatedCrossAttention, ImageKV
-from moshivis.checkpoints.load import dtype_named
+from moshivis.checkpoints.load import dtype_named, load_config
 from moshivis.devices import usable_device
 from moshivis.errors import InputError
-from moshivis.inference.bench_codec import bytes_read
+from moshivis.inference.bench_codec import bytes_read, weights_bytes
 from moshivis.inference.conversation import EMBEDDED, load
 from moshivis.inference.generation import Generator
 from moshivis.inference.sampling import Sampling
@@ -189,8 +189,10 @@ def _bytes_read(model: MoshiVis, image: ImageKV | None, backbone: Any, batch: in
     codec = bytes_read(model.codec, lm.config.user_codebooks, batch)
     return {
         ENCODE: codec["encode"],
-        BACKBONE: _weights([lm.backbone, lm.text_head]) + _keys(backbone.layers) + _adapters(model.adapters, image),
-        DEPTH: _weights([lm.depth.input, lm.depth.layers, lm.depth.heads]),
+        BACKBONE: weights_bytes([lm.backbone, lm.text_head])
+        + _keys(backbone.layers)
+        + _adapters(model.adapters, image),
+        DEPTH: weights_bytes([lm.depth.input, lm.depth.layers, lm.depth.heads]),
         DECODE: codec["decode"],
     }
 
@@ -200,12 +202,7 @@ def _adapters(adapters: GatedCrossAttention | None, image: ImageKV | None) -> in
     if adapters is None or image is None:
         return 0
     pictures = sum(tensor.nbytes for tensor in (*image.keys, *image.values))
-    return _weights([adapters.norm, adapters.query, adapters.out, adapters.gate]) + pictures
-
-
-def _weights(modules: Iterable[nn.Module]) -> int:
-    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
-    return sum(tensor.nbytes for tensor in tensors)
+    return weights_bytes([adapters.norm, adapters.query, adapters.out, adapters.gate]) + pictures
 
 
 def _keys(layers: Iterable[AttentionState]) -> int:
@@ -261,7 +258,7 @@ def _model(arguments: argparse.Namespace) -> MoshiVis:
     if name in PRESETS:
         return random_model(PRESETS[name], device, dtype or torch.bfloat16)  # as released
     if name in EMBEDDED:
-        return random_model(load(name, device=device).config, device, dtype or torch.float32)
+        return random_model(load_config(EMBEDDED[name]), device, dtype or torch.float32)
     raise InputError(f"--random needs a preset: one of {', '.join([*EMBEDDED, *PRESETS])}, not {name!r}")
 
 

@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +101,11 @@ def bytes_read(codec: Mimi, codebooks: int, batch: int) -> dict[str, int]:
     decode = [codec.upsample, codec.decoder_transformer, codec.decoder, semantic.output_proj, acoustic.output_proj]
     transformer = codec.config.transformer
     keys = 2 * batch * transformer.num_layers * transformer.context * codec.config.dimension * 4
-    parts = {"encode": keys + _weights([*encode, *books]), "decode": keys + _weights(decode)}
+    parts = {"encode": keys + weights_bytes([*encode, *books]), "decode": keys + weights_bytes(decode)}
     return parts | {"sum": sum(parts.values())}
 
 
-def _weights(modules: list[nn.Module]) -> int:
+def weights_bytes(modules: Iterable[nn.Module]) -> int:
     return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 

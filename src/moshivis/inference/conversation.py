@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from moshivis.adapters.gated_cross_attention import ImageKV
-from moshivis.audio import float_samples
+from moshivis.audio import SAMPLE_RATE, float_samples
 from moshivis.checkpoints.adapters import load_adapters, require_adapters
 from moshivis.checkpoints.folder import SAMPLING, is_our_folder
 from moshivis.checkpoints.load import HUB, find_folder, load_model
@@ -35,6 +35,7 @@ from moshivis.speech_lm.tokenizer import TextStream, TextTokenizer
 from moshivis.vision.image import read_image, to_pixels
 
 EMBEDDED = {"mini": Path(__file__).parents[1] / "mini" / "weights"}  # models that come with the package
+SMALL = 200_000_000  # parameters
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | ImageKV
 
@@ -122,6 +123,10 @@ class Assistant:
         card = model.config.speech_lm.text_card
         if len(tokenizer) != card:
             raise CheckpointError(f"the tokenizer has {len(tokenizer)} pieces, but the model predicts {card}")
+        if model.config.codec.sample_rate != SAMPLE_RATE:
+            raise CheckpointError(
+                f"the model's codec runs at {model.config.codec.sample_rate} Hz; one can only talk at {SAMPLE_RATE} Hz"
+            )
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         self.tokenizer = tokenizer
@@ -131,6 +136,15 @@ class Assistant:
     @property
     def device(self) -> torch.device:
         return self.model.speech_lm.text_head.weight.device
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that a frame is fastest with: one for a small model on a CPU, where several wait for each other.
+
+        None is torch's choice, also where the environment says how many.
+        """
+        small = sum(parameter.numel() for parameter in self.model.parameters()) <= SMALL
+        return 1 if small and self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ else None
 
     @property
     def frame_size(self) -> int:

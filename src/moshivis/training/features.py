@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from moshivis.checkpoints.fingerprint import fingerprint
+from moshivis.checkpoints.tensors import write_tensors
 from moshivis.errors import InputError
 from moshivis.files import atomic_write
 from moshivis.training.learner import Features
@@ -130,7 +131,7 @@ class FeatureCache:
             return
         try:
             with atomic_write(file) as temporary:
-                save_file({"features": tensor}, temporary)
-        except (OSError, SafetensorError) as error:  # a full disk costs time, not the training
+                write_tensors({"features": tensor}, temporary)
+        except OSError as error:  # a full disk costs time, not the training
             self._unwritable = True
             _log.warning("%s cannot be written, so further pictures' features are not kept on disk: %s", file, error)

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor
 
 from moshivis.checkpoints.adapters import save_adapters
@@ -239,7 +238,7 @@ def _export(recipe: Recipe, trainer: Trainer, out: Path) -> Path:
             _export_model(ready, trained | frozen, target, dtype_of(recipe))
         elif ranks.leads:
             save_adapters(target, ready.model.config, trained, base=ready.base, lora_scale=scale)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(
             f"{target} could not be written: {error}. Make room, then run the same command again: it goes on from the "
             "last checkpoint"
