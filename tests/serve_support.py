@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
     from moshivis.inference.conversation import Assistant
     from moshivis.serve.hall import Hall
     from moshivis.serve.run import Server
@@ -90,6 +92,21 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = PATIENCE
     while not condition():
         assert time.monotonic() < limit, f"waited {seconds:g} s for {what}"
         time.sleep(0.02)
+
+
+def trickle(socket: ClientConnection, message: bytes | str, seconds: float) -> None:
+    """Send one message as a slow line does: steadily, for so long."""
+    pause = 0.25
+    with socket.protocol_mutex:  # no pong in the midst of it
+        if isinstance(message, str):
+            socket.protocol.send_text(message.encode())
+        else:
+            socket.protocol.send_binary(message)
+        data = b"".join(socket.protocol.data_to_send())
+        size = -(-len(data) // round(seconds / pause))
+        for begin in range(0, len(data), size):
+            socket.socket.sendall(data[begin : begin + size])
+            time.sleep(pause)
 
 
 @contextlib.contextmanager

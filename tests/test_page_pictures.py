@@ -20,7 +20,7 @@ from serve_support import RunningServer
 
 pytest.importorskip("playwright")
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
@@ -55,6 +55,46 @@ def test_a_drawing_is_sent(server: RunningServer, visitor: Visitor) -> None:
     assert tuple(first[128, 128]) == (217, 38, 38) and tuple(first[384, 360]) == (255, 255, 255)
     assert tuple(second[384, 360]) == (43, 98, 217) and np.array_equal(first, third)
     assert visitor.complaints == []
+
+
+def test_nothing_drawn_is_nothing_to_take_back(server: RunningServer, visitor: Visitor) -> None:
+    page = visitor.open(server.url)
+    page.click("#tab-draw")
+    page.evaluate("window.before = moshivis.picture.current")
+    for button in ("#undo", "#clear"):
+        page.click(button)
+        page.wait_for_timeout(1000)  # a drawing is used when it has been left alone for a moment
+        assert page.evaluate("moshivis.picture.current === window.before")
+    assert visitor.complaints == []
+
+
+def test_a_second_finger_draws_nothing(server: RunningServer, browser: Browser) -> None:
+    with browser.new_context(has_touch=True, viewport={"width": 1280, "height": 800}) as context:
+        visitor = Visitor(context.new_page())
+        visitor.watch()
+        page = visitor.open(server.url)
+        page.click("#tab-draw")
+        page.click("#shapes [aria-label=brush]")
+        box = page.locator("#drawing").bounding_box()
+        assert box is not None
+        hand = context.new_cdp_session(page)
+
+        def touch(kind: str, *points: tuple[float, float]) -> None:
+            places = [
+                {"id": number, "x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+                for number, (x, y) in enumerate(points)
+            ]
+            hand.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+        touch("touchStart", (0.2, 0.2))
+        touch("touchStart", (0.2, 0.2), (0.8, 0.8))
+        touch("touchMove", (0.2, 0.2), (0.8, 0.6))
+        touch("touchMove", (0.4, 0.2))  # the other one has been lifted
+        touch("touchEnd")
+        until(page, "moshivis.picture.current?.name === 'Your drawing'")
+        (points,) = page.evaluate("moshivis.picture.drawing.marks.map(({ points }) => points)")
+        assert all(y < 150 for _, y in points) and points[-1][0] > 150
+        assert visitor.complaints == []
 
 
 def test_no_stroke_of_a_long_drawing_is_lost(server: RunningServer, visitor: Visitor) -> None:

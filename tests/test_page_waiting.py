@@ -111,6 +111,22 @@ def test_the_queue_is_told_once(mini: Assistant, visitor: Visitor) -> None:
         page.click("#call")
 
 
+def test_a_server_that_is_not_ready_is_asked_now_and_then(mini: Assistant, visitor: Visitor) -> None:
+    """And the place in the queue is kept."""
+    with serving(mini, page=PAGE) as server:
+        page = visitor.open(server.url)
+        server.call(lambda: setattr(server.hall.engine, "ready", False))
+        page.click("#call")
+        assert "The server is not ready yet" in visitor.problem() and "The engine has stopped." in visitor.problem()
+        page.wait_for_timeout(3500)
+        asked = visitor.sockets[1:]
+        assert len(set(asked)) == 1 and 2 <= len(asked) <= 6, "the same ticket, about once a second"
+        server.call(lambda: setattr(server.hall.engine, "ready", True))
+        visitor.wait_state("talking")
+        assert server.hall.queued == 0 and not page.is_visible("#problem")
+        page.click("#call")
+
+
 # the line -------------------------------------------------------------------------------------------------------------
 
 

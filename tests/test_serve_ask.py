@@ -18,7 +18,7 @@ from PIL import Image
 import moshivis
 from moshivis.inference.conversation import Assistant
 from moshivis.inference.engine import Engine
-from moshivis.serve.ask import ARRIVING
+from moshivis.serve.ask import ARRIVING, read_question
 from moshivis.serve.hall import Closing, Hall
 from moshivis.serve.limits import Limits
 from moshivis.serve.metrics import Metrics
@@ -68,6 +68,12 @@ BAD_QUESTIONS: list[tuple[object, str]] = [
 def test_a_question_that_cannot_be_answered(running_server: RunningServer, request_: object, sentence: str) -> None:
     answer = ask(running_server, request_)
     assert answer.status == 400 and sentence in answer.json()["error"]
+
+
+@pytest.mark.parametrize("head", ["data:image/png", "DATA:image/PNG", "data:image/jpeg;charset=x"])
+def test_a_picture_may_come_in_any_good_data_uri(head: str) -> None:
+    body = json.dumps({"text": "a", "image": f"{head};base64,AAEC"}).encode()
+    assert read_question(body, 10) == ("a", b"\0\1\2")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"text": 1' + b"0" * 6000 + b"}"])

@@ -26,7 +26,7 @@ from moshivis.inference.conversation import Assistant
 from moshivis.serve import chat
 from moshivis.serve.ogg import checksum
 from moshivis.serve.opus import OpusWriter
-from serve_support import RunningServer, serving
+from serve_support import RunningServer, serving, trickle
 
 # what no client should do ---------------------------------------------------------------------------------------------
 
@@ -169,12 +169,12 @@ def test_who_waits_too_long_is_sent_away(mini: Assistant) -> None:
             assert one.until_closed() == (1008, "no picture came within 0.5 s")
         with client(server, "/api/chat") as one:
             one.until_kind(0)
-            assert one.until_closed() == (1008, "nothing came for 0.5 s, so the conversation is over")
+            assert one.until_closed() == (1008, "no message came for 0.5 s, so the conversation is over")
         with client(server, "/api/chat") as one:
             one.until_kind(0)
             one.send(6)
             begun = time.monotonic()
-            assert one.until_closed() == (1000, "nothing came for 1.5 s, so the conversation is over")
+            assert one.until_closed() == (1000, "no message came for 1.5 s, so the conversation is over")
             assert time.monotonic() - begun > 1.2
         with client(server, "/api/chat") as one:
             one.until_kind(0)
@@ -185,23 +185,11 @@ def test_who_waits_too_long_is_sent_away(mini: Assistant) -> None:
             one.until_kind(1)  # still there
 
 
-def trickle(client: Client, message: bytes, seconds: float) -> None:
-    """Send one message as a slow line does: steadily, for so long."""
-    pause = 0.25
-    with client.socket.protocol_mutex:  # no pong in the midst of it
-        client.socket.protocol.send_binary(message)
-        data = b"".join(client.socket.protocol.data_to_send())
-        size = -(-len(data) // round(seconds / pause))
-        for begin in range(0, len(data), size):
-            client.socket.socket.sendall(data[begin : begin + size])
-            time.sleep(pause)
-
-
 def test_a_slow_picture_is_waited_for(mini: Assistant) -> None:
     """Longer than a silent client, and than one that does not answer a ping: the answer waits behind the picture."""
     with serving(mini, first_message_s=3.0, idle_s=60.0, heartbeat_s=2.5) as server:
         with client(server, "/api/chat?picture=1") as one:
-            trickle(one, b"\x08" + PICTURE, 9.0)
+            trickle(one.socket, b"\x08" + PICTURE, 9.0)
             one.until_kind(0)
 
 
@@ -209,11 +197,25 @@ def test_a_picture_that_never_arrives_is_not_waited_for(mini: Assistant) -> None
     with serving(mini, first_message_s=2.0, idle_s=4.0) as server:
         with client(server, "/api/chat?picture=1") as one:
             with suppress(OSError):
-                trickle(one, b"\x08" + PICTURE, 30.0)
+                trickle(one.socket, b"\x08" + PICTURE, 30.0)
             assert one.until_closed() == (1008, "no picture came within 4 s")
         with client(server, "/api/chat?picture=1") as one:
             one.socket.socket.sendall(b"\x82\xfe\xff\xff")  # a message has begun, and nothing follows
             assert one.until_closed() == (1008, "no picture came within 2 s")
+
+
+def test_a_slow_picture_during_a_call_is_waited_for(mini: Assistant) -> None:
+    """Some time longer than a client may be silent, but not for ever."""
+    with serving(mini, idle_s=3.0) as server, client(server, "/api/chat?page=1&picture=0") as one:
+        one.until_kind(0)
+        trickle(one.socket, b"\x08" + PICTURE, 6.0)
+        assert one.until_metadata("image")["status"] == "shown"
+    with serving(mini, idle_s=1.0) as server, client(server, "/api/chat") as one:
+        one.until_kind(0)
+        one.send(6)
+        with suppress(OSError):
+            trickle(one.socket, b"\x08" + PICTURE, 30.0)
+        assert one.until_closed() == (1000, "no message came for 4 s, so the conversation is over")
 
 
 def test_a_conversation_has_an_end(mini: Assistant, running_server: RunningServer) -> None:

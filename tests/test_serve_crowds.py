@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from moshivis.inference.conversation import Assistant
+from moshivis.serve.static import PAGE
 from serve_support import serving, wait_for
 
 
@@ -20,13 +21,14 @@ def test_so_many_at_once_and_no_more(mini: Assistant) -> None:
         held = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(3)]
         for each in held:
             each.sendall(b"POST /api/ask HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")  # and the rest never comes
-        wait_for(lambda: server.get("/health").status == 503, "a crowd")
+        wait_for(lambda: server.get("/ready").status == 503, "a crowd")
+        assert server.get("/health").status == 200, "a restart would not help"
         assert "too many connections" in server.get("/api/info").json()["error"]
         with pytest.raises(InvalidStatus, match="503"):
             connect(server.ws + "/api/chat", open_timeout=60)
         for each in held:
             each.close()
-        wait_for(lambda: server.get("/health").status == 200, "room")
+        wait_for(lambda: server.get("/ready").status == 200, "room")
 
 
 def test_connections_that_ask_nothing_are_ended(mini: Assistant) -> None:
@@ -57,6 +59,20 @@ def read_all(connection: socket.socket) -> bytes:
         except ConnectionResetError:
             pass
     return received
+
+
+def test_answers_that_nobody_reads_are_given_up(mini: Assistant) -> None:
+    asked = 2000
+    with serving(mini, page=PAGE, connections=1, first_message_s=2.0) as server:
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.settimeout(60)
+            deaf.connect(("127.0.0.1", server.port))
+            deaf.sendall(b"GET /style.css HTTP/1.1\r\nHost: a\r\n\r\n" * asked)
+            wait_for(lambda: server.get("/ready").status == 503, "the answers to fill the line")
+            wait_for(lambda: not server.server.server_state.connections, "the end of the connection")
+            assert read_all(deaf).count(b"200 OK") < asked
+        assert server.get("/ready").status == 200
 
 
 def test_a_client_that_neither_reads_nor_answers_pings_is_given_up(mini: Assistant) -> None:

@@ -187,7 +187,7 @@ def test_pictures_come_as_data_uris_only(uri: Any, code: str) -> None:
 
 
 def test_a_data_uri_holds_a_picture() -> None:
-    for head in ("data:image/png;base64,", "data:image/JPEG;charset=x;base64,"):
+    for head in ("data:image/png;base64,", "data:image/JPEG;charset=x;base64,", "DATA:image/png;base64,"):
         assert read_picture(Fields({"image_url": head + "AAEC"}), "image_url", 3) == b"\0\1\2"
     assert read_picture(Fields({"image_url": None}), "image_url", 3) is None
 

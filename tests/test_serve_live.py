@@ -216,6 +216,16 @@ def test_a_wrong_start_is_refused_and_can_be_mended(
     running_server.wait_idle()
 
 
+def test_a_refused_start_leaves_nothing_behind(running_server: RunningServer) -> None:
+    own = {"text_temperature": 0.123, "input_buffer_ms": 800}
+    with limited(running_server, **UNHURRIED), json_client(running_server, PATH) as client:
+        wrong = {"image": {"image_url": data_uri(b"junk")}, "moshivis": own}
+        assert client.fails("session.start", session=wrong)["code"] == "invalid_image"
+        started = client.ask("session.started", "session.start", session={})["session"]["moshivis"]
+        assert started["text_temperature"] != 0.123 and started["input_buffer_ms"] == 960
+    running_server.wait_idle()
+
+
 def test_events_have_their_time(running_server: RunningServer) -> None:
     with limited(running_server, **UNHURRIED), json_client(running_server, PATH) as client:
         silence = encoded(np.zeros(FRAME, np.int16))
@@ -272,6 +282,15 @@ def test_sessions_end_when_idle_or_too_long(running_server: RunningServer) -> No
     with live(running_server, moshivis={"max_frames": 5}) as client:
         assert last_words(client) == [("session.closed", "expired")]
         assert client.events[-1]["usage"] == {"seconds": 0.4}
+
+
+def test_a_picture_may_be_as_large_as_is_promised(running_server: RunningServer) -> None:
+    most = running_server.hall.limits.picture_bytes
+    with live(running_server) as client:
+        large = data_uri(PICTURE + bytes(most - len(PICTURE)))
+        assert client.ask("session.image.updated", "session.image.set", image_url=large)["image"] == {"shown": True}
+        assert client.fails("session.image.set", image_url=data_uri(bytes(most + 1)))["code"] == "too_large"
+        client.until(SOUND)
 
 
 def test_a_full_server_says_so(running_server: RunningServer) -> None:

@@ -309,6 +309,18 @@ def test_a_packet_that_is_too_large_is_thrown_away() -> None:
     assert reader.feed(make_page(b"next", serial=1, sequence=6)) == [b"next"]
 
 
+@pytest.mark.parametrize("size", [MAX_PACKET, MAX_PACKET + 1, MAX_PACKET + 4000])
+def test_a_packet_for_which_a_page_is_too_small_is_no_sound(size: int) -> None:
+    """Two pages bring it, its first byte looks like Opus, and the decoder would get it in one."""
+    packet = bytes([31 << 3]) + bytes(size - 1)
+    begun, rest = packet[: 200 * 255], packet[200 * 255 :]
+    reader = OpusReader()
+    reader.read(_page(begun, [255] * 200, sequence=0))
+    reader.read(_page(rest, [255] * (len(rest) // 255) + [len(rest) % 255], sequence=1, flags=1))
+    assert reader.discarded == (size if size > MAX_PACKET else 0)
+    assert len(reader.read(STREAM)) == len(HEARD)
+
+
 @pytest.mark.parametrize(
     "packet, milliseconds",
     [

@@ -152,6 +152,7 @@ def test_settings_are_echoed_and_fixed_once_the_call_has_begun(client: JsonClien
     client.until(SOUND)
     error = client.fails("session.update", session={"moshivis": {"seed": 8}})
     assert (error["code"], error["param"]) == ("session_started", "session.moshivis")
+    assert "response.create" in error["message"]  # which begins the call too
     later = client.ask("session.updated", "session.update", session={"moshivis": {"seed": 7, "input_buffer_ms": 1000}})
     assert later["session"]["moshivis"]["input_buffer_ms"] == 960  # whole frames
 

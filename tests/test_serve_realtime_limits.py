@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from typing import Any
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 
-from json_client import FRAME, PICTURE, Event, JsonClient, data_uri, encoded, json_client, limited
-from serve_support import RunningServer
+from json_client import FRAME, PICTURE, UNHURRIED, Event, JsonClient, data_uri, encoded, json_client, limited
+from serve_support import RunningServer, trickle
 
 PATH = "/v1/realtime?model=mini"
 SILENCE = encoded(np.zeros(FRAME, "<i2"))
@@ -83,11 +84,40 @@ def test_large_messages(running_server: RunningServer) -> None:
         client.ask("input_audio_buffer.cleared", "input_audio_buffer.clear")
     with json_client(running_server, PATH) as client:
         with contextlib.suppress(ConnectionClosed):  # it is refused before all of it has been sent
-            client.socket.send("x" * (running_server.hall.limits.message_bytes + 1))
+            client.socket.send("x" * (2 * running_server.hall.limits.message_bytes))
         client.until_closed()
         assert client.code in (1009, 1006)
     with json_client(running_server, PATH) as client:
         client.until("session.created")
+
+
+def test_a_picture_may_be_as_large_as_is_promised(running_server: RunningServer) -> None:
+    most = running_server.hall.limits.picture_bytes
+    with limited(running_server, **UNHURRIED), json_client(running_server, PATH) as client:
+        show_picture(client, data_uri(PICTURE + bytes(most - len(PICTURE))))
+        assert client.until("conversation.item.done", "error")["type"] == "conversation.item.done"
+        for size in (most + 1, most * 4 // 3):  # more than a picture, and than a message, may have
+            show_picture(client, data_uri(bytes(size)))
+            assert client.until("error")["error"]["code"] == "too_large"
+        client.ask("input_audio_buffer.cleared", "input_audio_buffer.clear")
+    running_server.wait_idle()
+
+
+def test_a_slow_picture_during_a_call_is_waited_for(running_server: RunningServer) -> None:
+    content = [{"type": "input_image", "image_url": data_uri(PICTURE)}]
+    item = {"type": "message", "role": "user", "content": content}
+    message = json.dumps({"type": "conversation.item.create", "item": item})
+    with limited(running_server, idle_s=3.0), json_client(running_server, PATH) as client:
+        client.ask("input_audio_buffer.cleared", "input_audio_buffer.clear")
+        trickle(client.socket, message, 6.0)
+        client.until("conversation.item.done")
+    with limited(running_server, idle_s=1.0), json_client(running_server, PATH) as client:
+        client.ask("input_audio_buffer.cleared", "input_audio_buffer.clear")
+        with contextlib.suppress(OSError):
+            trickle(client.socket, message, 30.0)
+        client.until_closed()
+        assert (client.code, client.reason) == (1008, "idle_timeout")
+    running_server.wait_idle()
 
 
 def test_sound_beyond_the_buffer_is_reported(running_server: RunningServer) -> None:

@@ -41,7 +41,7 @@ class Talker:
         events: list[Event] = []
         for _ in range(frames):
             audio = np.full(FRAME, loud, np.float32)
-            said = Said(frame=self.frame, audio=audio, text=text, token=None, gate=0.0123456789, dropped=0)
+            said = Said(frame=self.frame, audio=audio, text=text, token=None, gate=0.0123456789)
             self.frame += 1
             events += self.responses.say(said)
         return events

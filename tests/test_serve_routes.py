@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import time
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from websockets.sync.client import connect
 
 import moshivis
+from chat_client import Client
 from moshivis.inference.conversation import Assistant
-from moshivis.inference.engine import Engine
+from moshivis.inference.engine import Busy, Engine
 from moshivis.serve.app import create_app
 from moshivis.serve.hall import Hall
 from moshivis.serve.limits import Limits
@@ -48,11 +51,21 @@ def test_info_says_what_runs_and_what_may_be_asked(running_server: RunningServer
 
 
 def test_a_server_that_warms_up_says_so_and_turns_callers_away(mini: Assistant) -> None:
-    """The application by itself, its engine not started."""
+    """The application by itself, its engine not started. Who has a place in the queue keeps it."""
     hall = Hall(Engine(mini, 1, threads=1), Limits(sessions=1), Metrics())
-    status, body = asgi_get(create_app(hall, page=None), "/ready")
+    app = create_app(hall, page=None)
+    status, body = asgi(app, "GET", "/ready")
     assert status == 503 and json.loads(body) == {"ready": False, "why": "warming up"}
-    assert asgi_get(create_app(hall, page=None), "/health")[0] == 200
+    assert asgi(app, "GET", "/health")[0] == 200
+    status, body = asgi(app, "POST", "/api/ask")
+    assert status == 503 and json.loads(body) == {"error": "the server is still warming up"}
+    ticket = hall.ticket().token
+    for caller in (ticket, None):
+        with pytest.raises(Busy, match="still warming up"):
+            hall.check(caller)
+        with pytest.raises(Busy, match="still warming up"):
+            asyncio.run(hall.session(kind="chat", ticket=caller))
+    assert hall.position(ticket) == 0
 
 
 def test_a_server_whose_engine_is_gone_asks_to_be_restarted(mini: Assistant) -> None:
@@ -61,12 +74,14 @@ def test_a_server_whose_engine_is_gone_asks_to_be_restarted(mini: Assistant) -> 
         for path in ("/health", "/ready"):
             answer = server.get(path)
             assert answer.status == 503 and b"the engine has stopped" in answer.body
-        assert server.request("POST", "/api/ask", b'{"text": "a"}').status == 503
+        answer = server.request("POST", "/api/ask", b'{"text": "a"}')
+        assert answer.status == 503 and answer.json() == {"error": "the engine has stopped"}
+        with connect(server.ws + "/api/chat") as socket:
+            caller = Client(socket)
+            assert caller.until_closed() == (1013, "the engine has stopped")
 
 
-def asgi_get(app: Any, path: str) -> tuple[int, bytes]:
-    import asyncio
-
+def asgi(app: Any, method: str, path: str) -> tuple[int, bytes]:
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -75,7 +90,7 @@ def asgi_get(app: Any, path: str) -> tuple[int, bytes]:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], "root_path": ""}
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": [], "root_path": ""}
     asyncio.run(app(scope, receive, send))
     return sent[0]["status"], sent[1]["body"]
 

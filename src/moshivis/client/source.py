@@ -102,15 +102,15 @@ class Devices:
             data[:, 0] = self._take(frames)
 
         options = {"samplerate": SAMPLE_RATE, "channels": 1, "dtype": "float32", "blocksize": FRAME}
-        try:
-            for kind, callback in ((self._sound.InputStream, heard), (self._sound.OutputStream, wanted)):
+        devices = (("microphone", self._sound.InputStream, heard), ("loudspeaker", self._sound.OutputStream, wanted))
+        for which, kind, callback in devices:
+            try:
                 stream = kind(callback=callback, **options)
                 self._streams.append(stream)
                 stream.start()
-        except self._sound.PortAudioError as error:
-            self._close()
-            which = "microphone" if len(self._streams) == 0 else "loudspeaker"
-            raise InputError(f"the {which} cannot be used: {error}; speak from a file with --audio") from error
+            except self._sound.PortAudioError as error:
+                self._close()
+                raise InputError(f"the {which} cannot be used: {error}; speak from a file with --audio") from error
         return self
 
     async def __aexit__(

@@ -51,7 +51,6 @@ class Said:
     text: str  # what the frame adds to the transcript, mostly nothing
     token: int | None  # None in the first frames, which are not complete yet
     gate: float  # how much the adapters let through, averaged as the release does
-    dropped: int  # frames of the user dropped so far, because they came faster than time passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +164,7 @@ class Call:
         text = "" if token is None else self._text.push(token)
         frame = self.frames
         self.frames += 1
-        self._deliver(Said(frame=frame, audio=audio, text=text, token=token, gate=gate, dropped=self.dropped))
+        self._deliver(Said(frame=frame, audio=audio, text=text, token=token, gate=gate))
         if self.frames == self.settings.max_frames:
             self.end("length")
 

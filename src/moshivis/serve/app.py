@@ -33,6 +33,7 @@ from moshivis.serve.static import PAGE, HeadersMiddleware, page_routes
 _log = logging.getLogger("moshivis.serve")
 
 STOP_SECONDS = 5.0  # for conversations that are still there when the application is shut down
+HEALTH = "/health"  # a crowd is no reason to restart the process
 
 
 def create_app(
@@ -52,7 +53,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        starting = asyncio.create_task(_start(app, hall, on_start))
+        starting = asyncio.create_task(_start(hall, on_start))
         yield
         await hall.close(STOP_SECONDS)
         clerk.close()
@@ -85,7 +86,7 @@ def create_app(
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
 
 
-async def _start(app: Starlette, hall: Hall, on_start: Callable[[BaseException | None], None] | None) -> None:
+async def _start(hall: Hall, on_start: Callable[[BaseException | None], None] | None) -> None:
     """Warm the engine up while the server answers already that it is not ready."""
     failure: BaseException | None = None
     if not hall.engine.ready:
@@ -94,44 +95,44 @@ async def _start(app: Starlette, hall: Hall, on_start: Callable[[BaseException |
         except Exception as error:
             _log.exception("the engine could not start")
             failure = error
-    app.state.warm = failure is None
+    hall.warm = failure is None
     if on_start is not None:
         on_start(failure)
 
 
 def _state_routes(hall: Hall) -> list[BaseRoute]:
-    def trouble(request: Request) -> str | None:
+    def trouble() -> str | None:
         if not hall.accepting:
             return "stopping"
         if hall.engine.ready:
             return None
-        return "the engine has stopped" if getattr(request.app.state, "warm", False) else "warming up"
+        return "the engine has stopped" if hall.warm else "warming up"
 
     async def health(request: Request) -> Response:
         """Whether to leave the process alone: false only when nothing but a new one helps."""
-        dead = trouble(request) == "the engine has stopped"
+        dead = trouble() == "the engine has stopped"
         return JSONResponse({"status": "the engine has stopped" if dead else "ok"}, 503 if dead else 200)
 
     async def ready(request: Request) -> Response:
-        why = trouble(request)
+        why = trouble()
         return JSONResponse({"ready": why is None, "why": why}, 503 if why else 200)
 
     async def metrics(request: Request) -> Response:
         hall.metrics.queue_length(hall.queued)
         return Response(hall.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
-    return [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
+    return [Route(HEALTH, health), Route("/ready", ready), Route("/metrics", metrics)]
 
 
 class Crowd:
-    """Lets in so many requests and sockets at once, and no more."""
+    """Lets in so many requests and sockets at once, and no more. Whoever asks for the health is always let in."""
 
     def __init__(self, app: ASGIApp, most: int, metrics: Metrics):
         self.app, self.most, self.metrics = app, most, metrics
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] not in ("http", "websocket") or scope["path"] == HEALTH:
             return await self.app(scope, receive, send)
         if self.inside >= self.most:
             self.metrics.rejected("connections")

@@ -15,7 +15,8 @@ from starlette.routing import Route
 
 from moshivis.errors import InputError
 from moshivis.inference.conversation import TextPiece
-from moshivis.serve.hall import Closing, Full, Hall
+from moshivis.serve.events import picture_content
+from moshivis.serve.hall import Full, Hall
 from moshivis.vision.image import read_image
 
 WAITING = 8  # questions that may wait for the one that is being answered
@@ -63,10 +64,9 @@ class Clerk:
         return JSONResponse({"text": "".join(piece.text for piece in pieces).strip(), "pieces": said})
 
     def _check(self) -> None:
-        """Raises Closing or Full if a question could not be answered now."""
+        """Raises Closing or Busy if a question could not be answered now."""
         hall = self.hall
-        if not hall.accepting or not hall.engine.ready:
-            raise Closing("the server is about to stop" if not hall.accepting else "the server is still warming up")
+        hall.check_ready()
         if self._waiting > WAITING or self._arriving >= ARRIVING:
             hall.metrics.rejected("questions full")
             waiting = self._waiting + self._arriving
@@ -114,8 +114,8 @@ def read_question(body: bytes, most_characters: int) -> tuple[str, bytes | None]
 def _picture(uri: object) -> bytes | None:
     if uri is None:
         return None
-    head, comma, content = uri.partition(",") if isinstance(uri, str) else ("", "", "")
-    if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
+    content = picture_content(uri) if isinstance(uri, str) else None
+    if content is None:
         raise InputError('"image" must be null or the picture itself, as "data:image/png;base64,…"')
     try:
         return binascii.a2b_base64(content, strict_mode=True)

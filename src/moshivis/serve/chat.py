@@ -24,7 +24,7 @@ from moshivis.serve import wire
 from moshivis.serve.about import describe
 from moshivis.serve.hall import Closing, Full, Hall
 from moshivis.serve.opus import OpusReader, OpusWriter
-from moshivis.serve.patience import Overdue, in_time
+from moshivis.serve.patience import SLOWNESS, Overdue, in_time, is_arriving
 from moshivis.serve.pcm import PCM, PcmReader, PcmWriter
 from moshivis.serve.session import Session
 from moshivis.serve.tasks import first_of
@@ -167,10 +167,12 @@ class _Chat:
         return True
 
     def _check_first_picture(self, payload: bytes) -> None:
-        most = self.hall.limits.picture_bytes
-        if self.session is None and len(payload) > most:
-            sentence = f"the picture has {len(payload) / 2**20:.1f} MiB; at most {most / 2**20:g} MiB are accepted"
-            raise _Hangup(Close.TOO_LARGE, sentence)
+        if self.session is not None:
+            return
+        try:
+            self.hall.check_size(payload)
+        except InputError as error:
+            raise _Hangup(Close.TOO_LARGE, str(error)) from None
 
     # what goes out ----------------------------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ class _Chat:
             sentence = f"the server is busy: {error}. You would be number {error.position} in the queue"
             raise _Hangup(Close.BUSY, sentence) from None
         except Busy as error:
-            raise _Hangup(Close.BUSY, f"the server is busy: {error}") from None
+            raise _Hangup(Close.BUSY, str(error)) from None
         except Closing as error:
             raise _Hangup(Close.GOING_AWAY, str(error)) from None
         except InputError as error:
@@ -244,19 +246,22 @@ class _Chat:
             await asyncio.sleep(TICK_SECONDS)
             tick += 1
             now = time.monotonic()
-            patience = self.hall.limits.idle_s if self._received else self._first_patience()
+            patience = self._patience()
             if now - self._last_received > patience:
                 code = Close.NORMAL if self._received else Close.BAD_REQUEST
-                raise _Hangup(code, f"nothing came for {patience:g} s, so the conversation is over")
+                raise _Hangup(code, f"no message came for {patience:g} s, so the conversation is over")
             if self.query.page:
                 await self._report(session, with_stats=tick % STATS_TICKS == 0)
             if now - self._last_sent > QUIET_SECONDS:
                 await self._send(wire.PING)
 
-    def _first_patience(self) -> float:
+    def _patience(self) -> float:
         """Who has sent a picture is there, though the microphone may still have to be allowed."""
         limits = self.hall.limits
-        return limits.idle_s if self.query.picture_first else min(limits.first_message_s, limits.idle_s)
+        if is_arriving(self.socket):
+            return SLOWNESS * limits.idle_s
+        there = self._received or self.query.picture_first
+        return limits.idle_s if there else min(limits.first_message_s, limits.idle_s)
 
     async def _report(self, session: Session, *, with_stats: bool) -> None:
         if self.gates:

@@ -229,14 +229,18 @@ def read_picture(fields: Fields, name: str, limit: int) -> bytes | None:
     uri = fields.string(name, limit=None)
     if uri is None:
         return None
-    head, comma, content = uri.partition(",")
-    kind, *parameters = head[:200].lower().split(";")
-    if not kind.startswith("data:"):
+    content = picture_content(uri)
+    if content is None:
         message = 'must hold the picture itself, as "data:image/png;base64,…": nothing is fetched from elsewhere'
         raise fields.wrong(name, message, "invalid_image")
-    if not comma or not kind.startswith("data:image/") or "base64" not in parameters:
-        raise fields.wrong(name, 'must look like "data:image/png;base64,…"', "invalid_image")
     return decode_base64(content, fields.where(name), limit, "the limit for pictures; make it smaller")
+
+
+def picture_content(uri: str) -> str | None:
+    """The base64 in the data URI of a picture; None if it is none."""
+    head, comma, content = uri.partition(",")
+    kind, *parameters = head[:200].lower().split(";")
+    return content if comma and kind.startswith("data:image/") and "base64" in parameters else None
 
 
 def encode_sound(data: bytes) -> str:

@@ -58,6 +58,7 @@ class Hall:
     def __init__(self, engine: Engine, limits: Limits, metrics: Metrics):
         self.engine, self.limits, self.metrics = engine, limits, metrics
         self.accepting = True
+        self.warm = False  # the engine has been ready once
         self._sessions: dict[str, Session] = {}
         self._opening = 0  # callers who have a slot but whose picture is still being read
         self._tickets: dict[str, Ticket] = {}
@@ -92,7 +93,7 @@ class Hall:
     ) -> Session:
         """Begin a conversation about a picture, or about none, over the protocol `kind`.
 
-        Raises Full if no slot is free, Closing if the server is stopping, InputError for a bad picture or setting.
+        Raises what `check` does, and InputError for a bad picture or setting.
         """
         self.check(ticket)
         self._tickets.pop(ticket or "", None)
@@ -118,13 +119,11 @@ class Hall:
         return session
 
     def check(self, token: str | None) -> None:
-        """Raises Full or Closing, as `session` would, if the holder of a ticket, or of none, may not begin now.
+        """Raises Full, or what `check_ready` does, if the holder of a ticket, or of none, may not begin now.
 
         A ticket whose holder may begin is kept for as long as a picture may take to arrive.
         """
-        if not self.accepting:
-            self.metrics.rejected("stopping")
-            raise Closing("the server is about to stop")
+        self.check_ready()
         self._expire()
         free = self.slots - self.active
         place = list(self._tickets).index(token) if token in self._tickets else len(self._tickets)
@@ -135,15 +134,28 @@ class Hall:
             ticket = self._tickets[token]
             ticket.asked, ticket.patience = time.monotonic(), max(TICKET_SECONDS, self.limits.idle_s)
 
+    def check_ready(self) -> None:
+        """Raises Closing if the server is stopping, Busy if its engine does not run."""
+        if not self.accepting:
+            self.metrics.rejected("stopping")
+            raise Closing("the server is about to stop")
+        if not self.engine.ready:
+            self.metrics.rejected("not ready")
+            raise Busy("the engine has stopped" if self.warm else "the server is still warming up")
+
+    def check_size(self, picture: bytes) -> None:
+        """Raises InputError if an encoded picture is too large."""
+        if len(picture) > self.limits.picture_bytes:
+            most = self.limits.picture_bytes / 2**20
+            raise InputError(f"the picture has {len(picture) / 2**20:.1f} MiB; at most {most:g} MiB are accepted")
+
     async def look(self, picture: bytes) -> ImageKV:
         """Read and encode a picture in a thread of its own.
 
         Raises InputError if it is too large, not a picture, or if the model cannot see, Closing if the server stops
         before it was looked at.
         """
-        if len(picture) > self.limits.picture_bytes:
-            most = self.limits.picture_bytes / 2**20
-            raise InputError(f"the picture has {len(picture) / 2**20:.1f} MiB; at most {most:g} MiB are accepted")
+        self.check_size(picture)
 
         def read() -> ImageKV:
             return self.engine.look(read_image(picture, max_pixels=self.limits.picture_pixels))

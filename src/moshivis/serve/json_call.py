@@ -1,8 +1,9 @@
 """A conversation held in JSON events: what the Realtime and the Live protocol have in common.
 
-The call takes a place in the hall only when it is opened, with its first sound or picture: its settings are fixed from
-then on. Four tasks run beside each other: one reads events, one opens the call and reads pictures (which takes a
-while, and the sound must not wait for it), one sends what the assistant says, one watches the clock.
+The call takes a place in the hall only when it is opened: over Realtime with the first sound, picture or wish for a
+response, over Live with `session.start`. Its settings are fixed from then on. Four tasks run beside each other: one
+reads events, one opens the call and reads pictures (which takes a while, and the sound must not wait for it), one sends
+what the assistant says, one watches the clock.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from moshivis.serve.json_wire import (
     server_stopping,
     session_ended,
 )
-from moshivis.serve.patience import Overdue, in_time
+from moshivis.serve.patience import SLOWNESS, Overdue, in_time, is_arriving
 from moshivis.serve.pcm import Samples
 from moshivis.serve.session import Session
 from moshivis.serve.wire import MAX_SEED
@@ -153,12 +154,15 @@ class JsonCall:
                 return await in_time(self.wire.receive(None), self._socket, self.limits, self.connected)
             except Overdue as error:
                 raise idle(f"{self.first_event} did not come within {error.seconds:g} seconds") from None
+        times = 0
         while True:
+            times += 1
             try:
                 return await self.wire.receive(self.limits.idle_s)
             except TimeoutError:
-                if not self.feed.waiting:  # what the client has said already is still being heard
-                    raise idle(f"no event came for {self.limits.idle_s:g} seconds") from None
+                arriving = is_arriving(self._socket) and times < SLOWNESS
+                if not arriving and not self.feed.waiting:  # what the client has said already is still being heard
+                    raise idle(f"no event came for {times * self.limits.idle_s:g} seconds") from None
 
     async def _work(self) -> NoReturn:
         while True:
@@ -264,7 +268,7 @@ class JsonCall:
             return self.settings, self.feed.bound
         settings = read_settings(fields, self.settings, extra=(BUFFER,))
         if settings != self.settings and self._opening:
-            message = "can no longer be changed: the call has begun. Send it before the first sound and picture"
+            message = "can no longer be changed: the call has begun. Send it before sound, picture and response.create"
             raise session.wrong("moshivis", message, "session_started")
         bound = self.feed.bound
         if fields.values.get(BUFFER) is not None:

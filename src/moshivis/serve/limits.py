@@ -11,6 +11,7 @@ from moshivis.errors import InputError
 from moshivis.vision.image import MAX_PIXELS
 
 MIB = 2**20
+ROOM = 1000  # bytes beside the picture in a message that carries one
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]+")  # what may stand in a header, a query and a subprotocol as it is
 
 
@@ -18,15 +19,15 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]+")  # what may stand in a header, a query 
 class Limits:
     """Limits of a server. `check` before use."""
 
-    message_bytes: int = 16 * MIB + 1  # of one WebSocket message; in base64 a picture takes a third more
+    message_bytes: int = 21 * MIB  # of one WebSocket message; in base64 a picture takes a third more
     picture_bytes: int = 15 * MIB  # of an encoded picture
     picture_pixels: int = MAX_PIXELS  # of a decoded one; checked before it is decoded
     text_characters: int = 1000  # of a written question
     sessions: int = 4  # conversations at once: slots of the engine
     queue: int = 50  # callers who wait for a slot
     connections: int = 512  # requests and sockets at once, conversations and those who wait included
-    first_message_s: float = 10.0  # from the connection to the first message; also to a whole HTTP request
-    idle_s: float = 60.0  # between two messages of a client; a first one that has begun to arrive may take as long
+    first_message_s: float = 10.0  # from the connection to the first message, or to the head of an HTTP request
+    idle_s: float = 60.0  # between two messages of a client, more for one that arrives slowly (`patience`)
     heartbeat_s: float = 20.0  # between two pings; a client of which no byte comes for as long again is gone
     session_s: float = 3600.0  # of one conversation
     send_buffer_frames: int = 25  # of 80 ms that wait for a slow reader; beyond them it loses the oldest
@@ -42,10 +43,10 @@ class Limits:
             if not math.isfinite(value) or value < 0 or (value == 0 and field.name != "queue"):
                 low = "0 or more" if field.name == "queue" else "more than 0"
                 raise InputError(f"the limit {field.name} must be {low}, not {value}")
-        if self.picture_bytes >= self.message_bytes:
+        if self.picture_bytes * 4 // 3 + ROOM > self.message_bytes:
             raise InputError(
-                f"the limit message_bytes ({self.message_bytes}) must be more than picture_bytes "
-                f"({self.picture_bytes}), or no such picture could be sent"
+                f"the limit message_bytes ({self.message_bytes}) must be a third more than picture_bytes "
+                f"({self.picture_bytes}), and {ROOM} more, or no such picture could be sent in base64"
             )
         for origin in self.origins:
             _check_origin(origin)

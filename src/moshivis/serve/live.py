@@ -178,8 +178,13 @@ class LiveCall(JsonCall):
             image.only({"image_url": None})
             picture = read_picture(image, "image_url", self.limits.picture_bytes)
 
+        before = self.settings, self.feed.bound
         self.apply_own_settings(*own)
-        await self.open(picture, "session.image.image_url")
+        try:
+            await self.open(picture, "session.image.image_url")
+        except EventError:
+            self.apply_own_settings(*before)
+            raise
         self.input, self.output = PcmReader(format), PcmWriter(format)
         self.sees = picture is not None
         self.begun = True

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 HEADER = 27  # bytes, before the table of segments
 MAX_PAGE = HEADER + 255 + 255 * 255
-MAX_PACKET = 1 << 16  # bytes; those of Opus have 61 kB at most, and usually some hundred
+MAX_PACKET = 255 * 255 - 1  # bytes, that one page can hold; those of Opus have 61 kB at most, and usually some hundred
 
 _MAGIC = b"OggS\0"  # with the version
 _BEGINNING = re.compile(_MAGIC + rb"[\0-\7]")  # and the flags
@@ -35,7 +35,7 @@ def checksum(page: bytes) -> int:
 
 
 def make_page(packet: bytes, *, serial: int, sequence: int, flags: int = 0) -> bytes:
-    """A page that holds one whole packet of less than 65,025 bytes."""
+    """A page that holds one whole packet of MAX_PACKET bytes at most."""
     table = b"\xff" * (len(packet) // 255) + bytes([len(packet) % 255])
     head = _MAGIC + struct.pack("<BqIIIB", flags, 0, serial, sequence, 0, len(table))
     page = head + table + packet
@@ -134,8 +134,8 @@ class PacketReader:
         if continued:
             if packets:
                 first = packets.pop(0)
-                if begun is None:
-                    self._throw_away(first)
+                if begun is None or len(begun) + len(first) > MAX_PACKET:
+                    self._throw_away((begun or b"") + first)
                 else:
                     packets.insert(0, begun + first)
             elif begun is None:

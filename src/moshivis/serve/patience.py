@@ -1,8 +1,9 @@
 """How long a connection may keep the server waiting: uvicorn's two protocols, with an end to it.
 
-uvicorn waits for ever for a first request, and for what it has written to be taken. Here a request that is not whole in
-time ends its connection, and so does a closed WebSocket whose client takes nothing. A large picture on a slow line is
-one message that takes long: whoever is sending it is not silent, though even the answer to a ping waits behind it.
+uvicorn waits for ever for a first request, and for what it has written to be taken. Here a request whose head is not
+whole in time ends its connection, and so does a client that takes nothing of an answer, or of a closed WebSocket. A
+large picture on a slow line is one message that takes long: whoever is sending it is not silent, though even the answer
+to a ping waits behind it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from websockets.http11 import Request
 from moshivis.serve.limits import Limits
 
 ARRIVED = "arrived"  # in the state of a WebSocket: tells when its last bytes came, by time.monotonic()
+ARRIVING = "arriving"  # the same: tells whether a part of a message is there
+SLOWNESS = 4  # times `idle_s` that a message of a running conversation may take to arrive
 MAX_PIECES = 2**16  # of a message; they may be empty, so no limit of bytes holds them
 T = TypeVar("T")
 
@@ -54,11 +57,18 @@ async def in_time(message: Awaitable[T], socket: WebSocket, limits: Limits, sinc
         task.cancel()
 
 
+def is_arriving(socket: WebSocket) -> bool:
+    """Whether the next message of a socket has begun to arrive."""
+    arriving: Callable[[], bool] = getattr(socket.state, ARRIVING, lambda: False)
+    return arriving()
+
+
 def http_protocol(seconds: float) -> type[asyncio.Protocol]:
-    """HTTP for clients that send the head of a request within `seconds`."""
+    """HTTP for clients that send the head of a request, and take what waits of an answer, within `seconds`."""
 
     class Impatient(H11Protocol):
         waiting: asyncio.TimerHandle | None = None
+        stuck: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -72,6 +82,19 @@ def http_protocol(seconds: float) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
             if self.waiting is not None:
                 self.waiting.cancel()
+            self._unstick()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.stuck = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._unstick()
+
+        def _unstick(self) -> None:
+            if self.stuck is not None:
+                self.stuck.cancel()
 
         def _wait(self) -> None:
             if self.waiting is None and self._idle():
@@ -105,6 +128,7 @@ def websocket_protocol(seconds: float) -> type[asyncio.Protocol]:
             super().handle_connect(event)
             if self.response.status_code == 101:
                 self.scope["state"][ARRIVED] = lambda: self.arrived
+                self.scope["state"][ARRIVING] = lambda: bool(self.frames or self.conn.reader.buffer)
 
         def data_received(self, data: bytes) -> None:
             self.arrived = time.monotonic()

@@ -3,9 +3,10 @@
 Reference facts, serving.md sections 3.1 and 3.2. What a client can send:
 
 * `session.update`: formats of `audio.input` and `audio.output` (`audio/pcm` at 24 kHz, `audio/pcmu`, `audio/pcma`), and
-  `session.moshivis`: temperatures, top-k, seed and the other settings of a call (until its first sound or picture), and
-  `input_buffer_ms` (at any time). Fields that would ask for something that the model cannot do (instructions, tools,
-  turn detection, transcription, another voice) are refused; an update is honoured as a whole or not at all.
+  `session.moshivis`: temperatures, top-k, seed and the other settings of a call (until its first sound, picture or
+  `response.create`), and `input_buffer_ms` (at any time). Fields that would ask for something that the model cannot do
+  (instructions, tools, turn detection, transcription, another voice) are refused; an update is honoured as a whole or
+  not at all.
 * `input_audio_buffer.append`: sound. It may come faster than time passes, a whole recording in one event too: the rest
   waits to be heard. A live microphone that rather loses sound than falls behind asks for a small `input_buffer_ms`.
   `clear` forgets what waits; `commit` is acknowledged: there is nothing to commit, the model listens all the time.
@@ -14,8 +15,8 @@ Reference facts, serving.md sections 3.1 and 3.2. What a client can send:
 
 The model decides when it speaks; `responses` tells how that becomes responses, and what is sent. Beside the API's own
 events there is `moshivis.audio_lost {input_frames, output_frames}`, the frames lost so far because the client was ahead
-of the clock, or read too slowly. Anything else is answered with an `error` event that bears the client's `event_id`;
-the session goes on.
+of the clock, or read too slowly. Anything else is answered with an `error` event, which bears the client's `event_id`
+if it is an event at all, an object with a type; the session goes on.
 """
 
 from __future__ import annotations

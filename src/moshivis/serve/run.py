@@ -37,15 +37,14 @@ def run_server(
     certificate: Certificate | None = None,
     page: Path | None = PAGE,
     names: Iterable[str] | None = None,
-    grace: float = GRACE,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve on bound sockets until SIGTERM or Ctrl-C; `on_ready` is called when the engine has warmed up.
 
-    The signal refuses new calls at once and tells the running ones; the process has ended `grace` seconds later at the
+    The signal refuses new calls at once and tells the running ones; the process has ended GRACE seconds later at the
     latest. A second Ctrl-C ends it at once. Raises MoshivisError if the engine could not start.
     """
-    server = make_server(hall, certificate=certificate, page=page, names=names, grace=grace, on_ready=on_ready)
+    server = make_server(hall, certificate=certificate, page=page, names=names, on_ready=on_ready)
     try:
         server.run(sockets=list(sockets))
     except OSError as error:  # somebody else began to listen after we had bound
@@ -60,7 +59,6 @@ def make_server(
     certificate: Certificate | None = None,
     page: Path | None = PAGE,
     names: Iterable[str] | None = None,
-    grace: float = GRACE,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Server:
     """A server that runs with `run(sockets=…)`, in any thread, and stops when `should_exit` is set."""
@@ -77,11 +75,11 @@ def make_server(
         create_app(hall, page=page, names=names, on_start=on_start),
         http=http_protocol(limits.first_message_s),
         ws=websocket_protocol(limits.heartbeat_s),
-        ws_max_size=limits.message_bytes,
+        ws_max_size=limits.message_bytes * 3 // 2,  # what is not far beyond the limit is refused in words
         ws_per_message_deflate=False,  # Opus and pictures do not get smaller
         ws_ping_interval=limits.heartbeat_s,
         ws_ping_timeout=limits.heartbeat_s,
-        timeout_graceful_shutdown=max(1, int(grace * 0.2)),
+        timeout_graceful_shutdown=max(1, int(GRACE * 0.2)),
         log_config=None,
         access_log=False,  # addresses hold tokens
         proxy_headers=False,
@@ -89,24 +87,24 @@ def make_server(
         ssl_certfile=None if certificate is None else certificate.cert,
         ssl_keyfile=None if certificate is None else certificate.key,
     )
-    server = Server(config, hall, grace)
+    server = Server(config, hall)
     return server
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which ends its conversations before its connections."""
 
-    def __init__(self, config: uvicorn.Config, hall: Hall, grace: float):
+    def __init__(self, config: uvicorn.Config, hall: Hall):
         super().__init__(config)
-        self.hall, self.grace = hall, grace
+        self.hall = hall
         self.failure: BaseException | None = None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """New callers are refused, running conversations told; those that do not end in time are cut off."""
         _log.info("stopping; conversations under way: %d", self.hall.active)
-        await self.hall.close(self.grace * 0.5)
+        await self.hall.close(GRACE * 0.5)
         if tasks := list(self.server_state.tasks):  # uvicorn would close the sockets before they have said why
-            await asyncio.wait(tasks, timeout=self.grace * 0.1)
+            await asyncio.wait(tasks, timeout=GRACE * 0.1)
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -127,7 +125,7 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             self.should_exit = True
             self.hall.accepting = False
-            last = threading.Thread(target=_end_in, args=(self.grace,), name="moshivis-deadline", daemon=True)
+            last = threading.Thread(target=_end_in, args=(GRACE,), name="moshivis-deadline", daemon=True)
             last.start()
         elif sig == signal.SIGINT:
             leave(INTERRUPTED)

@@ -103,6 +103,15 @@ AudioKind = Literal["ogg", "pcm"]
 # handshake, so that each would wait for ever if it were taken for the other.
 PICTURE_FOLLOWS = ("image_resolution", "center_crop", "xa_start", "text_temperature_gating_influence")
 
+# Settings of a call that have another name in the query.
+PARAMETERS = {
+    "text_top_k": "text_topk",
+    "audio_top_k": "audio_topk",
+    "padding_bias": "pad_mult",
+    "gate_delay": "xa_start",
+    "max_frames": "max_steps",
+}
+
 MAX_SEED = 2**31 - 1
 WholeOrNone = TypeVar("WholeOrNone", int, int | None)
 
@@ -137,7 +146,11 @@ def read_query(query: Mapping[str, str], usual: CallSettings) -> ChatQuery:
         max_frames=_whole(query, "max_steps", usual.max_frames),
         seed=_seed(query),
     )
-    settings.check()
+    try:
+        settings.check()
+    except InputError as error:
+        name, _, rest = str(error).partition(" ")
+        raise InputError(f"{PARAMETERS.get(name, name)} {rest}") from None
     audio = query.get("audio", "ogg")
     if audio not in get_args(AudioKind):
         raise InputError(f"audio must be ogg or pcm, not {_quoted(audio)}")

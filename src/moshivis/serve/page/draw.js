@@ -66,8 +66,8 @@ export class Drawing {
     radios(controls.tools, tools, (value) => (this.tool = value), 0);
     canvas.addEventListener('pointerdown', (event) => this.begin(event));
     canvas.addEventListener('pointermove', (event) => this.move(event));
-    canvas.addEventListener('pointerup', () => this.end());
-    canvas.addEventListener('pointercancel', () => this.end());
+    canvas.addEventListener('pointerup', (event) => this.draws(event) && this.end());
+    canvas.addEventListener('pointercancel', (event) => this.draws(event) && this.end());
     canvas.addEventListener('keydown', (event) => this.key(event));
     this.paint();
   }
@@ -82,9 +82,15 @@ export class Drawing {
     return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
   }
 
+  /** Of several fingers, or a pen and the palm, only the one that began the stroke. */
+  draws(event) {
+    return Boolean(this.mark) && event.pointerId === this.pointer;
+  }
+
   begin(event) {
-    if (event.button) return;
+    if (event.button || !event.isPrimary) return;
     event.preventDefault();
+    this.pointer = event.pointerId;
     this.canvas.focus();
     this.canvas.setPointerCapture(event.pointerId);
     this.add(this.place(event));
@@ -111,7 +117,7 @@ export class Drawing {
   }
 
   move(event) {
-    if (!this.mark) return;
+    if (!this.draws(event)) return;
     for (const each of event.getCoalescedEvents?.() ?? [event]) this.mark.points.push(this.place(each));
     this.paint();
   }
@@ -143,12 +149,14 @@ export class Drawing {
   }
 
   undo() {
+    if (!this.marks.length) return;
     this.marks = this.marks.slice(0, -1);
     this.paint();
     this.onChange();
   }
 
   clear() {
+    if (this.empty) return;
     this.marks = [];
     this.settled = null;
     this.paint();

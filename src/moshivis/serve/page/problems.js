@@ -83,7 +83,7 @@ export function endProblem({ code, text }) {
 
 /** @param {number} position in the queue @param {string} text the server's sentence @returns {Problem} */
 export function queueNotice(position, text) {
-  if (position < 1) return { kind: 'notice', title: 'The server is not ready yet', text };
+  if (position < 1) return { kind: 'notice', title: 'The server is not ready yet', text: asSentence(text) };
   const place = position === 1 ? 'You are next' : `You are number ${position} in the queue`;
   return {
     kind: 'notice',
