@@ -49,7 +49,7 @@ Adapters took 1,800 steps from nothing by the preset `mini`, 1,400, 3,600 and 3,
 `loss.speech` 1.5 and 2 on earlier speech LMs, 1,600 more with `data.p_audio` 0.5, 2,000 with 1.5e-3, `loss.speech` 2
 and the preset's share of speech, 2,000 more of these on the ninth speech LM, 1,800 on the tenth, 3,000 with the
 preset's `loss.speech` on the eleventh, 1,500 with a rate of 1.5e-3 on the present one, and 4,400 more of these with the
-present encoder, 50,608 newly spoken clips, `loss.speech` 5 and written samples of at most 64 tokens. The listener took about
-12,000 steps on the present answers, spoken with longer pauses, after its first training, the last 1,500 with silence
-around them. The codec is that of the fourth version.
+present encoder, 50,608 newly spoken clips, `loss.speech` 5 and written samples of at most 64 tokens. The listener took
+about 12,000 steps on the present answers, spoken with longer pauses, after its first training, the last 1,500 with
+silence around them. The codec is that of the fourth version.
 """
