@@ -27,7 +27,7 @@ from moshivis.mini.stage import Stage, cosine, set_learning_rate
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
-from moshivis.training.speed import half_precision
+from moshivis.training.speed import half_precision, shorten_vectors
 
 LANGUAGE_STEPS, LANGUAGE_WARMUP = 8000, 200
 MATRIX_RATE, LANGUAGE_RATE = 1.5e-3, 1e-3  # of the backbone's matrices, by Muon; of everything else, by AdamW
@@ -110,6 +110,7 @@ def _language_worker(
     torch.manual_seed(0)
     learner = Learner(config).to(device)
     if parallel.worth_compiling(LANGUAGE_STEPS, device):
+        shorten_vectors()
         learner.lm.backbone.compile(dynamic=False)
     muon, adamw = _optimisers(learner)
     spoken, written = sources.open()

@@ -19,7 +19,7 @@ from moshivis.mini import parallel
 from moshivis.mini.pictures import ATTRIBUTES, OBJECT_ATTRIBUTES, Pictures
 from moshivis.mini.scenes import Scene
 from moshivis.mini.stage import Stage, cosine, set_learning_rate
-from moshivis.training.speed import half_precision
+from moshivis.training.speed import half_precision, shorten_vectors
 from moshivis.vision import VisionEncoder
 
 STEPS, BATCH, HELD_OUT, RATE = 9000, 24, 500, 2e-3
@@ -46,6 +46,7 @@ def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> Visi
     others = [i for i in range(training) if not pictures.scenes[i].writing]
     present = torch.tensor([presence(scene) for scene in pictures.scenes])
     if parallel.worth_compiling(STEPS, stage.device):
+        shorten_vectors()
         encoder.compile(dynamic=False)
 
     def one_step(step: int) -> dict[str, float]:
