@@ -117,6 +117,23 @@ def test_a_newline_ends_every_turn_if_there_is_one(byte_tokenizer: TextTokenizer
     assert sample.speaker[newlines].tolist() == [Speaker.USER, Speaker.ASSISTANT]
 
 
+class Counting(TextTokenizer):
+    """Counts the tokens that it is asked about."""
+
+    asked = 0
+
+    def byte(self, token: int) -> bytes | None:
+        self.asked += 1
+        return super().byte(token)
+
+
+def test_the_newline_is_found_without_a_walk_through_the_vocabulary(byte_tokenizer: TextTokenizer) -> None:
+    tokenizer = Counting(byte_tokenizer.model)
+    sample = speechless_sample([Turn("user", "hello")], tokenizer)
+    assert tokenizer.byte(int(sample.text[-1])) == b"\n"
+    assert tokenizer.asked <= len(sample) < len(tokenizer)
+
+
 def test_marks_belong_to_the_assistant(tiny_tokenizer: TextTokenizer) -> None:
     sample = speechless_sample([Turn("user", "what"), Turn("assistant", "blue")], tiny_tokenizer, form="marked")
     asked, said = tiny_tokenizer.encode("what"), tiny_tokenizer.encode("blue")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from data_support import same, sample
 from moshivis.data.order import EpochOrder
 from moshivis.data.sample import Sample
-from moshivis.data.shard_format import GROUP_ROWS, Manifest, picture_key
+from moshivis.data.shard_format import GROUP_ROWS, Manifest, ShardFile, picture_key
 from moshivis.data.shard_writer import write_shards
 from moshivis.data.shards import open_shards
 from moshivis.errors import InputError, ShardError
@@ -75,6 +77,22 @@ def test_a_picture_is_stored_once(folder: Path) -> None:
         open_shards(folder, "speech").picture("0" * 64)
     with pytest.raises(KeyError):
         open_shards(folder, "speech").picture("scene 12")
+
+
+def test_a_sample_costs_no_more_in_a_large_folder(write: Write, tmp_path: Path) -> None:
+    """Of the large folder only the first file is there; the others are not looked at."""
+    manifest = write(tmp_path / "set", originals()[-7:])
+    rows = GROUP_ROWS["speechless"]
+    far = ShardFile(name="far.parquet", content="speechless", rows=100_000 * rows, group_rows=rows, size=1, sha256="")
+    dataclasses.replace(manifest, files=(*manifest.files, far)).write(tmp_path / "set")
+    dataset = open_shards(tmp_path / "set", "speechless", seed=None, on_corrupt="skip")
+    first = dataset[0]
+    tracemalloc.start()
+    try:
+        assert same(dataset[0], first)
+        assert tracemalloc.get_traced_memory()[1] < 100_000  # bytes; one for every group
+    finally:
+        tracemalloc.stop()
 
 
 def test_everybody_can_read_the_files(folder: Path) -> None:

@@ -8,11 +8,14 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,56 @@ def test_killed_at_any_moment_it_goes_on(tiny_folder: Path, tmp_path: Path) -> N
 def _files_of_finished_parts(out: Path) -> list[str]:
     notes = [json.loads(path.read_text()) for path in out.glob("part-*.json")]
     return [file["name"] for note in notes for file in note["files"]]
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Files cannot become larger than so many bytes, those of processes that are started here neither."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
+    try:
+        with pytest.raises(InputError, match="out cannot be written: .*File too large.*; run the same again to go on"):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+@pytest.mark.timeout(900)  # processes import torch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_full_disk_it_goes_on(corpus: Path, tiny_folder: Path, tmp_path: Path, workers: int) -> None:
+    """The last part has a picture that the disk has no room for."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(corpus.parent / "noise.png")
+    with corpus.open("a") as file:
+        file.write(json.dumps({"turns": [{"role": "user", "text": "what is the star"}], "image": "noise.png"}) + "\n")
+    out = tmp_path / "out"
+    with full_disk(50_000):
+        pack(corpus, out, tiny_folder, workers=workers)
+    assert not (out / "manifest.json").exists()
+    assert not list(out.glob(".*"))
+    kept = {path: path.stat().st_mtime_ns for path in map(out.joinpath, _files_of_finished_parts(out))}
+    assert kept or workers > 1  # of two, one may be quick to meet the last part
+    pack(corpus, out, tiny_folder, workers=workers)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    pack(corpus, tmp_path / "whole", tiny_folder)
+    assert checksums(out) == checksums(tmp_path / "whole")
+
+
+def test_whichever_file_fills_the_disk(tiny_folder: Path, tmp_path: Path) -> None:
+    """The first one, a picture, samples, and the manifest after all parts."""
+    corpus = write_corpus(tmp_path / "corpus", recordings=0, dialogues=20)
+    load = functools.partial(load_encoder, tiny_folder, "cpu")
+    tokenize(corpus, tmp_path / "whole", load, lines_a_part=1)
+    size = {path.name: path.stat().st_size for path in (tmp_path / "whole").iterdir()}
+    files = ("job.json", "pictures-00000.parquet", "speechless-00003.parquet", "manifest.json")
+    assert sorted(files, key=size.__getitem__) == list(files)
+    for name in files:
+        with full_disk(size[name] - 1):
+            tokenize(corpus, tmp_path / "out", load, lines_a_part=1)
+        assert not list((tmp_path / "out").glob(".*"))
+    assert len(list((tmp_path / "out").glob("part-*.json"))) == 20
+    tokenize(corpus, tmp_path / "out", load, lines_a_part=1)
+    assert checksums(tmp_path / "out") == checksums(tmp_path / "whole")
 
 
 def test_a_finished_folder_is_left_alone(corpus: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -243,6 +296,39 @@ def test_what_was_broken_is_tried_again(corpus: Path, tiny_folder: Path, tmp_pat
     (corpus.parent / "late.png").rename(corpus.parent / "red.png")
     packed = pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(skip_broken=True))
     assert packed.tally.conversations == sum("red.png" in line for line in lines)
+
+
+@pytest.mark.timeout(900)  # processes import torch
+@pytest.mark.parametrize(("mended", "workers"), [("1.wav", 1), ("late.png", 2)])
+def test_what_is_mended_before_the_end_gets_in(
+    corpus: Path, tiny_folder: Path, tmp_path: Path, mended: str, workers: int
+) -> None:
+    """Though parts are missing still. A part in which nothing was mended stays as it is."""
+    lines = [json.loads(line) for line in corpus.read_text().splitlines()]
+    lines[1]["image"], lines[2]["image"] = "red.png", "late.png"
+    corpus.write_text("\n".join(map(json.dumps, lines)))
+    Image.new("RGB", (9, 9), "green").save(corpus.parent / "late.png")
+    broken = {"1.wav": 2, "late.png": 3, "5.wav": 6}  # file -> line
+    whole = {name: (corpus.parent / name).read_bytes() for name in broken}
+    for name in broken:
+        (corpus.parent / name).write_bytes(b"not yet")
+    rules, out = Rules(skip_broken=True), tmp_path / "out"
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 7:  # two parts have left their notes
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(corpus, out, tiny_folder, rules=rules, on_progress=interrupt)
+    assert sorted(path.name for path in out.glob("part-*.json")) == ["part-00000.json", "part-00001.json"]
+    before = (out / "speech-00001.parquet").stat().st_mtime_ns
+    (corpus.parent / mended).write_bytes(whole[mended])
+    packed = pack(corpus, out, tiny_folder, rules=rules, workers=workers)
+    left_out = [f"{corpus}:{line}" for name, line in broken.items() if name != mended]
+    assert [broken.where for broken in packed.tally.broken] == left_out
+    assert (out / "speech-00001.parquet").stat().st_mtime_ns == before
+    pack(corpus, tmp_path / "whole", tiny_folder, rules=rules)
+    assert checksums(out) == checksums(tmp_path / "whole")
 
 
 def test_a_recording_of_one_frame_is_packed_and_shown(tiny_folder: Path, tmp_path: Path) -> None:
@@ -373,6 +459,9 @@ def test_samples_that_are_not_there(
         arguments = ["data", "inspect", str(source), "--index", "10", "--out", str(tmp_path)]
         assert main([*arguments, "--model", str(tiny_folder)]) == 2
         assert message in capsys.readouterr().err
+    file = tmp_path / "set" / "speech-00000.parquet"
+    assert main(["data", "inspect", str(file), "--model", str(tiny_folder)]) == 2
+    assert f"name the folder, {file.parent}\n" in capsys.readouterr().err
     assert main(["data", "inspect", str(tmp_path / "set")]) == 2
     assert "was packed with another tokenizer; name its model with --model" in capsys.readouterr().err
 

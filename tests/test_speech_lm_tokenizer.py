@@ -23,3 +23,10 @@ def test_a_character_that_is_not_spelt_to_its_end_is_shown_as_damage(byte_tokeni
     tokens = byte_tokenizer.encode("a 🦄")
     assert any(byte_tokenizer.byte(token) is not None for token in tokens)
     assert byte_tokenizer.decode(tokens[:-1]).startswith("a �")
+
+
+def test_the_token_of_a_byte(byte_tokenizer: TextTokenizer, tiny_tokenizer: TextTokenizer) -> None:
+    for byte in range(256):
+        token = byte_tokenizer.of_byte(byte)
+        assert token is not None and byte_tokenizer.byte(token) == bytes([byte])
+        assert tiny_tokenizer.of_byte(byte) is None

@@ -21,6 +21,7 @@ from moshivis.data.inspect import inspect_line, inspect_shards
 from moshivis.data.layout import SPEAKER_MAIN
 from moshivis.data.part import Rules
 from moshivis.data.sample import Speaker
+from moshivis.data.shard_format import MANIFEST
 from moshivis.data.tokenize import REPORT, OnProgress, Tokenized, tokenize
 from moshivis.devices import usable_device
 from moshivis.errors import InputError
@@ -54,6 +55,8 @@ def run_tokenize(arguments: argparse.Namespace) -> int:
 def run_inspect(arguments: argparse.Namespace) -> int:
     """Write what a sample looks and sounds like. Raises MoshivisError for anything that the user can mend."""
     source, out = Path(arguments.source), Path(arguments.out)
+    if source.suffix == ".parquet" and (source.parent / MANIFEST).exists():
+        raise InputError(f"{source} is one file of a folder of packed samples; name the folder, {source.parent}")
     encoder = load_encoder(_folder_of(arguments.model, arguments.download), "cpu")
     if source.is_dir():
         inspected = inspect_shards(source, arguments.index, encoder, arguments.kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,34 @@ def read_done(folder: Path, part: Part) -> Done | None:
         return Done(lines=part.digest, files=files, tally=tally, named=named, stored=stored)
     except (FileNotFoundError, ShardError, ValueError, KeyError, TypeError):
         return None  # the part is made again
+
+
+def complete_part(part: Part, folder: Path, rules: Rules, encoder: Encoder, on_line: Callable[[], None]) -> Done:
+    """Pack a part, or keep what an earlier run made of it if nothing that was left out then can be packed now.
+
+    Raises InputError as `pack_part` does.
+    """
+    note = read_done(folder, part)
+    if note is None or not rules.skip_broken or _any_mended(part, note, rules, encoder):
+        return pack_part(part, folder, rules, encoder, on_line)
+    for _ in part.lines:
+        on_line()
+    return note
+
+
+def _any_mended(part: Part, note: Done, rules: Rules, encoder: Encoder) -> bool:
+    """Whether a conversation that was left out can be packed now."""
+    numbers = {broken.where.rpartition(":")[2] for broken in note.tally.broken}  # the path may be spelt otherwise now
+    left_out = [line for line in part.lines if str(line.number) in numbers]
+    with tempfile.TemporaryDirectory() as scratch, open_part(Path(scratch), part.number, encoder.codebooks) as writer:
+        packer = _Packer(part, rules, encoder, writer, Tally())
+        for line in left_out:
+            try:
+                packer.pack(line)
+            except InputError:
+                continue
+            return True
+    return False
 
 
 def pack_part(part: Part, folder: Path, rules: Rules, encoder: Encoder, on_line: Callable[[], None]) -> Done:

@@ -9,6 +9,7 @@ shows it is given away.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ class ShardDataset:
     def __getitem__(self, position: int) -> Sample:
         """Raises ShardError for a damaged file, with "skip" only if no sample can be read."""
         first, row = self._order[position]
-        for group in (*range(first, len(self._groups)), *range(first)):
+        for group in itertools.chain(range(first, len(self._groups)), range(first)):
             file, number = self._groups[group]
             try:
                 table = self._reader.read(file, number)

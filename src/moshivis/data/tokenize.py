@@ -1,7 +1,8 @@
 """A `.jsonl` file of conversations packed into a folder of shards, by several processes, in any number of sittings.
 
 The lines are cut into parts. A finished part stays finished: after an interruption of any kind the same call goes on
-with the parts that are missing. The manifest is written last.
+with the parts that are missing. Only what was left out as broken is tried again by every call; a part is packed anew if
+some of it is mended. The manifest is written last.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 
 from moshivis.data.encode import Encoder
 from moshivis.data.layout import Line, parse_line, read_lines
-from moshivis.data.part import Done, Part, Rules, Tally, lines_digest, note_path, pack_part, read_done
+from moshivis.data.part import Done, Part, Rules, Tally, complete_part, lines_digest, note_path, pack_part, read_done
 from moshivis.data.shard_format import MANIFEST, Manifest, codec_fingerprint, tokenizer_fingerprint
 from moshivis.data.shards import check_size
 from moshivis.errors import InputError, MoshivisError, ShardError
@@ -62,8 +63,8 @@ def tokenize(
     `load` gives the encoder; it is called in every worker process and must be picklable. One worker runs in this
     process.
     Raises InputError for a broken conversation unless `rules` skip them, if all are broken, if another process packs
-    into the folder, or if it holds anything but an earlier beginning of the same job; MoshivisError if a worker is
-    killed.
+    into the folder, if it cannot be written, as on a full disk, or if it holds anything but an earlier beginning of the
+    same job; MoshivisError if a worker is killed.
     """
     if workers < 1 or lines_a_part < 1:
         raise InputError(f"{workers} workers cannot pack parts of {lines_a_part} conversations: both must be 1 or more")
@@ -71,13 +72,18 @@ def tokenize(
     lines = read_lines(source)
     encoder = load()
     _check_place(folder)
-    with only_process(folder, f"another process is packing into {folder}; wait for it, or name another folder"):
-        _claim(folder, _describe(lines, rules, encoder, lines_a_part))
-        if (folder / MANIFEST).exists():
-            return _finished(folder)
-        parts = _parts(lines, lines_a_part)
-        notes = _pack(parts, len(lines), folder, load, encoder, rules, workers, on_progress)
-        return _finish(folder, notes, encoder)
+    try:
+        with only_process(folder, f"another process is packing into {folder}; wait for it, or name another folder"):
+            _claim(folder, _describe(lines, rules, encoder, lines_a_part))
+            if (folder / MANIFEST).exists():
+                return _finished(folder)
+            parts = _parts(lines, lines_a_part)
+            notes = _pack(parts, len(lines), folder, load, encoder, rules, workers, on_progress)
+            return _finish(folder, notes, encoder)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written: {error.strerror or error}; run the same again to go on"
+        ) from error
 
 
 def _pack(
@@ -90,32 +96,25 @@ def _pack(
     workers: int,
     on_progress: OnProgress,
 ) -> list[Done]:
-    """Pack what no earlier run has packed; the notes of all parts."""
+    """Pack what no earlier run has packed, or could not pack then; the notes of all parts."""
     notes = {part.number: read_done(folder, part) for part in parts}
-    done = {number: note for number, note in notes.items() if note and (rules.skip_broken or not note.tally.broken)}
+    done = {number: note for number, note in notes.items() if note and not note.tally.broken}
     missing = [part for part in parts if part.number not in done]
-    if not missing:  # all were packed, and yet it was not the end: what was broken may have been mended
-        missing = [part for part in parts if done[part.number].tally.broken]
     finished = total - sum(len(part.lines) for part in missing)
 
     def count(new: int) -> None:
         on_progress(finished + new, total)
 
     count(0)
-    try:
-        if workers == 1:
-            done |= _pack_here(missing, folder, rules, encoder, count)
-        else:
-            done |= _pack_in_processes(missing, folder, rules, load, workers, count)
-        # A picture that could not be read when its part was packed, or was another one then.
-        while (lacking := _lacking_pictures(parts, done)) is not None:
-            pictures = frozenset(path for path in map(_picture, lacking.lines) if path is not None)
-            again = dataclasses.replace(lacking, pictures=pictures)
-            done[lacking.number] = pack_part(again, folder, rules, encoder, on_line=lambda: None)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written: {error.strerror or error}; run the same again to go on"
-        ) from error
+    if workers == 1:
+        done |= _pack_here(missing, folder, rules, encoder, count)
+    else:
+        done |= _pack_in_processes(missing, folder, rules, load, workers, count)
+    # A picture that could not be read when its part was packed, or was another one then.
+    while (lacking := _lacking_pictures(parts, done)) is not None:
+        pictures = frozenset(path for path in map(_picture, lacking.lines) if path is not None)
+        again = dataclasses.replace(lacking, pictures=pictures)
+        done[lacking.number] = pack_part(again, folder, rules, encoder, on_line=lambda: None)
     return [done[part.number] for part in parts]
 
 
@@ -249,7 +248,7 @@ def _pack_here(
         packed += 1
         count(packed)
 
-    return {part.number: pack_part(part, folder, rules, encoder, on_line) for part in parts}
+    return {part.number: complete_part(part, folder, rules, encoder, on_line) for part in parts}
 
 
 def _pack_in_processes(
@@ -314,7 +313,7 @@ def _start_worker(load: Callable[[], Encoder], packed: Any, stop: Any) -> None:
 
 
 def _work(part: Part, folder: Path, rules: Rules) -> Done:
-    return pack_part(part, folder, rules, _Worker.encoder, _on_line)
+    return complete_part(part, folder, rules, _Worker.encoder, _on_line)
 
 
 def _on_line() -> None:

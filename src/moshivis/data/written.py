@@ -34,7 +34,7 @@ def speechless_sample(
 
     Raises InputError if the vocabulary cannot spell a single word of a turn.
     """
-    newline = _newline(tokenizer) if form == "plain" else []
+    newline = tokenizer.of_byte(ord("\n"))  # which `encode` never gives: it reads a newline as a space
     tokens: list[int] = []
     speakers: list[int] = []
     for turn in turns:
@@ -43,14 +43,9 @@ def speechless_sample(
             raise InputError(f"{origin or 'a dialogue'}: the tokenizer has no piece for any of {turn.text!r}")
         speaker = Speaker.ASSISTANT if turn.role == "assistant" else Speaker.USER
         if form == "plain":
-            said += newline
+            said += [] if newline is None else [newline]
         elif speaker == Speaker.ASSISTANT:
             said = [END_OF_PADDING, *said, PADDING]
         tokens += said
         speakers += [speaker] * len(said)
     return Sample(text=np.array(tokens, np.int32), speaker=np.array(speakers, np.uint8), image=image, origin=origin)
-
-
-def _newline(tokenizer: TextTokenizer) -> list[int]:
-    """The token for a newline, which `encode` never gives because it reads a newline as a space."""
-    return [token for token in range(len(tokenizer)) if tokenizer.byte(token) == b"\n"]

@@ -29,7 +29,10 @@ class TextTokenizer:
     def load(cls, path: Path) -> TextTokenizer:
         """Raises CheckpointError if the file is missing or no SentencePiece model."""
         try:
-            return cls(path.read_bytes())
+            model = path.read_bytes()
+            if not model:  # SentencePiece takes nothing for a model of no pieces
+                raise RuntimeError("it is empty")
+            return cls(model)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a readable SentencePiece model: {error}") from error
 
@@ -57,6 +60,11 @@ class TextTokenizer:
     def byte(self, token: int) -> bytes | None:
         """The byte that a byte-fallback id stands for; None for all other ids."""
         return bytes([int(self._processor.id_to_piece(token)[1:-1], 16)]) if self._processor.is_byte(token) else None
+
+    def of_byte(self, byte: int) -> int | None:
+        """The byte-fallback id of a byte, the reverse of `byte`; None in a vocabulary without it."""
+        token = self._processor.piece_to_id(f"<0x{byte:02X}>")
+        return token if self._processor.is_byte(token) else None
 
 
 class TextStream:
