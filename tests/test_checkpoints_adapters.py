@@ -14,21 +14,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moshivis.adapters.gated_cross_attention import GatedCrossAttention
 from moshivis.checkpoints.adapters import load_adapters, read_adapters, replace_adapters, save_adapters
 from moshivis.checkpoints.fingerprint import base_fingerprint
-from moshivis.checkpoints.folder import SAMPLING, empty_model
+from moshivis.checkpoints.folder import SAMPLING, empty_model, save_folder
 from moshivis.checkpoints.load import load_model, load_released
 from moshivis.checkpoints.released_config import ENCODERS, config_from_released
 from moshivis.checkpoints.save_released import config_to_released, save_released
 from moshivis.cli import main
 from moshivis.config import AdapterConfig, CodecConfig, CodecTransformerConfig, ModelConfig
 from moshivis.errors import CheckpointError
-from moshivis.inference.conversation import load
+from moshivis.inference.conversation import Assistant, load
 from moshivis.inference.sampling import Sampling
 from moshivis.model import MoshiVis
 from moshivis.presets import PRESETS
 from moshivis.speech_lm.tokenizer import TextTokenizer
-from training_support import picture
+from moshivis.training.run import train
+from training_support import pack, picture, recipe
 
 CONFIG = AdapterConfig(sharing="kv", gate="shared")
 
@@ -116,7 +118,24 @@ def test_the_command_merges_and_the_merged_model_is_the_same(file: Path, tiny_fo
     assert merged.sampling == stacked.sampling == Sampling(text_temperature=0)
     said = [it.conversation(picture("red")).say_text("what colour is the star") for it in (merged, stacked)]
     assert said[0] == said[1]
+    assert f"Merged from {base} and {file.name}." in (out / "README.md").read_text()
     assert main(["adapters", "merge", str(file), str(out), "--model", str(base)]) == 2
+
+
+def test_a_merged_model_is_stored_as_its_base_is(
+    tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    base, file = tmp_path / "base", tmp_path / "adapters.safetensors"
+    save_folder(base, tiny_model, tiny_tokenizer.model, "", dtype=torch.float16)
+    model = load_model(base).model
+    doubled = {name: 2 * parameter for name, parameter in model.trainable_parameters()}
+    save_adapters(file, model.config, doubled, base=base_fingerprint(model))
+    assert main(["adapters", "merge", str(file), str(tmp_path / "merged"), "--model", str(base)]) == 0
+    (before,), (after,) = ([*folder.glob("*.safetensors")] for folder in (base, tmp_path / "merged"))
+    stored, merged = load_file(before), load_file(after)
+    assert {name: tensor.dtype for name, tensor in merged.items()} == {n: t.dtype for n, t in stored.items()}
+    assert {torch.float16, torch.float32} == {tensor.dtype for tensor in merged.values()}  # the latter are buffers
+    assert all(tensor.equal(merged[name]) == (name not in doubled) for name, tensor in stored.items())
 
 
 def test_a_merge_that_cannot_be_written(
@@ -160,7 +179,36 @@ def test_the_released_keys_say_what_the_config_says(adapters: AdapterConfig | No
     assert config_from_released(config_to_released(config)) == config
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gate": "none", "gate_activation": "tanh", "gate_input": "constant"},
+        {"gate_scale": (0.1, 0.2)},
+        {"stream_keys": "first"},
+        {"sharing": "none", "layers": (0,)},
+        {"start": 0, "end": 2},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_changes_nothing_keeps_no_adapters_from_the_released_layout(fields: dict[str, Any]) -> None:
+    config = dataclasses.replace(ModelConfig(), adapters=AdapterConfig(**fields))
+    read = config_from_released(config_to_released(config))
+    assert config.adapters is not None and read.adapters is not None and read.adapters != config.adapters
+    torch.manual_seed(0)
+    one, other = (GatedCrossAttention(adapters, 16, 2, 2) for adapters in (config.adapters, read.adapters))
+    other.load_state_dict(one.state_dict())
+    x, image = torch.randn(1, 4, 16), torch.randn(1, 3, 16)
+    updates = []
+    for it in (one, other):
+        context = it.step_context(it.new_state(1), it.encode(image, streaming=True), steps=4)
+        updates.append(context(0, x))
+    assert updates[0] is not None and updates[1] is not None and updates[0].any() and updates[0].equal(updates[1])
+
+
 def test_what_the_release_cannot_say_is_refused(tiny_model: MoshiVis, tmp_path: Path) -> None:
+    own = dataclasses.replace(ModelConfig(), adapters=AdapterConfig(sharing="none"))
+    with pytest.raises(CheckpointError, match="share nothing .* all blocks use the first one's; use --layout moshivis"):
+        config_to_released(own)
     kv = dataclasses.replace(ModelConfig(), adapters=CONFIG)
     with pytest.raises(CheckpointError, match="cannot describe this model's adapters"):
         config_to_released(kv)
@@ -178,24 +226,69 @@ def test_a_codec_that_would_come_back_as_another_is_refused(change: dict[str, An
         save_released(tmp_path / "released", model, None)
 
 
-def test_merged_to_the_released_layout(
-    other: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapters = AdapterConfig(gate="shared")
-    encoder = dataclasses.replace(other.config.vision, hidden_size=16)
-    lm = dataclasses.replace(
-        other.config.speech_lm,
-        depth=dataclasses.replace(other.config.speech_lm.depth, norm="real_rms_norm_f32"),
+@pytest.fixture
+def describable(
+    tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
+    """A base in our layout that the released one can describe, and data for it."""
+    was = tiny_model.config
+    depth = dataclasses.replace(was.speech_lm.depth, norm="real_rms_norm_f32")
+    transformer = dataclasses.replace(was.codec.transformer, context=250, num_heads=8)
+    config = dataclasses.replace(
+        was,
+        codec=dataclasses.replace(was.codec, decoder="seanet", transformer=transformer, latent_norm=False),
+        speech_lm=dataclasses.replace(was.speech_lm, depth=depth),
+        adapters=AdapterConfig(sharing="none", stream_keys="first"),
+        vision=dataclasses.replace(was.vision, hidden_size=16),
     )
-    transformer = dataclasses.replace(other.config.codec.transformer, context=250, num_heads=8)
-    codec = dataclasses.replace(other.config.codec, decoder="seanet", transformer=transformer, latent_norm=False)
-    config = dataclasses.replace(other.config, adapters=adapters, speech_lm=lm, codec=codec, vision=encoder)
-    monkeypatch.setitem(ENCODERS, "tiny", encoder)
+    monkeypatch.setitem(ENCODERS, "tiny", config.vision)
+    torch.manual_seed(2)
     model = MoshiVis(config)
-    save_released(tmp_path / "released", model, tiny_tokenizer.model, {"text_top_k": 5})
-    checkpoint = load_released(tmp_path / "released", codec=codec)
-    loaded = checkpoint.model
-    assert checkpoint.sampling == {"text_top_k": 5}
-    assert dataclasses.replace(loaded.config, codec=codec) == config
-    theirs = model.state_dict()
-    assert all(tensor.equal(theirs[name]) for name, tensor in loaded.state_dict().items())
+    base = tmp_path / "base"
+    save_folder(base, model, tiny_tokenizer.model, "", sampling={"text_top_k": 5}, dtype=torch.bfloat16)
+    return base, pack(tmp_path / "data", load_model(base).model, tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train": "lora", "adapters": {"sharing": "qkv", "gate": "shared"}},
+        {"adapters": {"sharing": "qkv", "gate": "none", "gate_activation": "tanh"}},
+    ],
+    ids=["the base's", "LoRA", "gate: none"],
+)
+def test_what_was_trained_is_merged_to_the_released_layout(
+    changes: dict[str, Any], describable: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, data = describable
+    out = tmp_path / "released"
+    file = train(recipe(base, data, tmp_path / "run", {"steps": 2, **changes}), quiet=True)
+    assert main(["adapters", "merge", str(file), str(out), "--model", str(base), "--layout", "released"]) == 0
+    stacked = load_model(base, dtype=torch.bfloat16).model
+    frozen = stacked.speech_lm.backbone.layers[0].state_dict()["self_attn.in_proj.weight"].clone()
+    load_adapters(file, stacked)
+    merged = load_released(out, codec=stacked.config.codec)
+    theirs = stacked.state_dict()
+    assert all(tensor.equal(theirs[name]) for name, tensor in merged.model.state_dict().items())
+    same = merged.model.speech_lm.backbone.layers[0].state_dict()["self_attn.in_proj.weight"].equal(frozen)
+    assert same == ("train" not in changes)
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(out / "mimi.safetensors").values()} == {torch.float32}
+    assert merged.sampling == {"text_top_k": 5} and merged.tokenizer is not None
+    said = []
+    for model in (stacked, merged.model):
+        assistant = Assistant(model.float(), merged.tokenizer, Sampling(text_temperature=0))
+        said.append(assistant.conversation(picture("red")).say_text("what colour is the star"))
+    assert said[0] == said[1]
+
+
+def test_unshared_adapters_that_were_trained_anew_are_not_merged_to_the_released_layout(
+    describable: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, data = describable
+    file = train(recipe(base, data, tmp_path / "run", {"steps": 1, "adapters.fresh": True}), quiet=True)
+    assert len(load(base, adapters=file).look(picture("red")).keys) == 2  # as while it was trained
+    words = ["adapters", "merge", str(file), str(tmp_path / "released"), "--model", str(base)]
+    assert main([*words, "--layout", "released"]) == 2
+    assert "share nothing" in capsys.readouterr().err and not (tmp_path / "released").exists()

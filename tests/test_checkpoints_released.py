@@ -282,12 +282,9 @@ def test_impossible_values_are_refused(keys: dict[str, Any], message: str) -> No
 
 
 def test_only_adapters_and_projection_are_trained() -> None:
-    model = MoshiVis(SMALL)
-    model.freeze()
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name, _ in model.trainable_parameters()}
-    assert {name.split(".")[0] for name in trained} == {"adapters", "vision"}
-    assert not any(name.startswith("vision.encoder") for name in trained)
+    names = [name for name, _ in MoshiVis(SMALL).trainable_parameters()]
+    assert {name.split(".")[0] for name in names} == {"adapters", "vision"}
+    assert not any(name.startswith("vision.encoder") for name in names)
 
 
 def test_a_random_model_is_whole_and_runs() -> None:

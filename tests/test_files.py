@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from moshivis.errors import InputError
-from moshivis.files import atomic_directory, atomic_write, keep_inputs, read_limited, shown
+from moshivis.files import atomic_directory, atomic_write, clear_interrupted, keep_inputs, read_limited, shown
+
+KILLED = """
+import os, sys
+from moshivis.files import atomic_directory, atomic_write
+with atomic_write(sys.argv[1] + "/weights.bin") as file, atomic_directory(sys.argv[1] + "/model") as folder:
+    file.write_text("half")
+    (folder / "weights.bin").write_text("half")
+    os.kill(os.getpid(), 9)
+"""
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -63,6 +75,49 @@ def test_a_directory_with_content_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not empty"), atomic_directory(tmp_path):
         pytest.fail("the block must not run")
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_directory_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(RuntimeError), atomic_directory(target, replace=True):
+        raise RuntimeError
+    assert os.listdir(target) == ["old"]
+    with atomic_directory(target, replace=True) as temporary:
+        (temporary / "new").touch()
+        assert os.listdir(target) == ["old"]
+    assert (os.listdir(tmp_path), os.listdir(target)) == (["model"], ["new"])
+    (tmp_path / "link").symlink_to(target)
+    for other in (tmp_path / "link", target / "new"):
+        with pytest.raises(FileExistsError), atomic_directory(other, replace=True):
+            pytest.fail("the block must not run")
+
+
+def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    others = {".model-card", ".weights-of-others.bin", "model-abcdefgh", "weights.bin"}
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
+    assert ended.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == len(others) + 2
+    for name in ("weights.bin", "model"):
+        clear_interrupted(tmp_path / name)
+    assert set(os.listdir(tmp_path)) == others
+    assert (tmp_path / "weights.bin").read_text() == "mine"
+
+
+@pytest.mark.parametrize("already_there", [False, True])
+def test_a_directory_that_was_being_replaced_is_back(already_there: bool, tmp_path: Path) -> None:
+    """Killed between or after the two renames."""
+    (tmp_path / ".model-old").mkdir()
+    (tmp_path / ".model-old" / "old").touch()
+    if already_there:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "new").touch()
+    clear_interrupted(tmp_path / "model")
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(tmp_path / "model") == ["new" if already_there else "old"]
 
 
 def test_reading_stops_at_the_limit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -106,9 +107,26 @@ def test_the_presets_are_valid_and_the_papers_is_the_papers() -> None:
     paper = read_recipe("paper")
     assert (paper.steps, paper.batch.rows, paper.data.p_audio) == (50_000, 64, 0.25)
     assert (paper.loss.codebooks, paper.loss.semantic, paper.loss.acoustic) == (2, 100.0, 1.0)
-    names = [dataset.name for dataset in paper.data.datasets]
-    assert len(set(names)) == 11
-    assert sum(dataset.kind == "speech" for dataset in paper.data.datasets) == 4
+    spoken, written = (
+        {dataset.name for dataset in paper.data.datasets if dataset.kind == kind} for kind in ("speech", "speechless")
+    )
+    assert spoken == {"DOCCI PROP", "DOCCI LOC", "PixMo LEAD1", "PixMo COMB"}
+    assert written == {
+        *("PixelProse TS1", "PixelProse TS2", "PixelProse LEAD2"),
+        *("TallyQA", "OCR-VQA", "RenderedText", "DocVQA"),
+    }
+
+
+def test_the_papers_general_dialogues_are_as_the_comment_says(tmp_path: Path) -> None:
+    """`p_concat`, which the preset leaves out, by the lines that are commented out in it."""
+    text = (PRESETS / "paper.yaml").read_text()
+    commented = [f"  # {line}" for line in ("p_concat: 0.2", "general:")]
+    assert all(line in text for line in commented)
+    (tmp_path / "own.yaml").write_text(re.sub(r"^  # (p_concat|general|  - )", r"  \1", text, flags=re.MULTILINE))
+    recipe = read_recipe(str(tmp_path / "own.yaml"))
+    recipe.check()
+    assert recipe.data.p_concat == 0.2
+    assert [dataset.kind for dataset in recipe.data.general] == ["speech", "speechless"]
 
 
 def test_adapters_start_anew_when_they_are_others() -> None:
@@ -120,3 +138,15 @@ def test_adapters_start_anew_when_they_are_others() -> None:
     assert fresh and changed is not None
     assert (changed.gate, changed.sharing, changed.gate_activation, changed.layers) == ("none", "kv", "tanh", (1,))
     assert adapter_config(None, AdapterRecipe()) == (None, False)
+
+
+def test_new_adapters_generate_with_the_keys_that_they_learn_with() -> None:
+    unshared = AdapterConfig(sharing="none", stream_keys="first")  # as a released file without sharing is read
+    assert adapter_config(unshared, AdapterRecipe()) == (unshared, False)
+    for base, anew in (
+        (unshared, AdapterRecipe(fresh=True)),
+        (unshared, AdapterRecipe(gate="none")),
+        (AdapterConfig(stream_keys="first"), AdapterRecipe(sharing="none")),
+    ):
+        changed, fresh = adapter_config(base, anew)
+        assert fresh and changed is not None and (changed.sharing, changed.stream_keys) == ("none", "own")

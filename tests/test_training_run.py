@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -84,12 +86,23 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(tiny_folder: Path, pack
     assert [line["step"] for line in log_of(tmp_path / "killed")] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("parallel, precision", [("ddp", "fp32"), ("fsdp", "fp32"), ("fsdp", "bf16")])
+@pytest.mark.parametrize(
+    "parallel, precision, more",
+    [
+        ("ddp", "fp32", {}),
+        ("ddp", "bf16", {"batch": {"rows": 8, "accumulation": 2}}),
+        ("fsdp", "fp32", {}),
+        ("fsdp", "fp32", {"train": "lora"}),
+        ("fsdp", "bf16", {"activation_checkpointing": True, "batch": {"rows": 8, "accumulation": 2}}),
+        pytest.param("fsdp", "bf16", {"activation_checkpointing": True, "compile": True}, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
+)
 def test_two_processes_learn_what_one_does(
-    parallel: str, precision: str, tiny_folder: Path, packed: Path, tmp_path: Path
+    parallel: str, precision: str, more: dict[str, Any], tiny_folder: Path, packed: Path, tmp_path: Path
 ) -> None:
     both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
-    changes = {"steps": 5, "parallel": parallel, "precision": precision}
+    changes = {"steps": 5, "parallel": parallel, "precision": precision, **more}
     changes |= {"validation": {"every": 5, "datasets": both, "rows": 3}}  # one more on one of two ranks
     train(recipe(tiny_folder, packed, tmp_path / "one", changes), quiet=True)
     run_ranks(recipe_data(tiny_folder, packed, tmp_path / "two", changes), 2)
@@ -117,6 +130,20 @@ def _wait_for_steps(log: Path, count: int) -> None:
     while not log.exists() or log.read_text().count('"loss"') < count:
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+def test_a_run_begun_before_an_option_came_goes_on(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(recipe(tiny_folder, packed, out, {"steps": 2}), quiet=True)
+    (state,) = (out / "checkpoints").glob("*/state.json")
+    stored = json.loads(state.read_text())
+    del stored["recipe"]["adapters"]["out_scale"], stored["recipe"]["on_nan"]
+    state.write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"\(adapters.fresh: "):
+        other = not stored["recipe"]["adapters"]["fresh"]
+        train(recipe(tiny_folder, packed, out, {"steps": 3, "adapters.fresh": other}), quiet=True)
+    train(recipe(tiny_folder, packed, out, {"steps": 3}), quiet=True)
+    assert len(log_of(out)) == 3
 
 
 def test_another_recipe_does_not_go_on_with_a_run(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moshivis.errors import InputError
+
+_RANDOM = "[a-z0-9_]{8}"  # what `tempfile` makes of a prefix
 
 
 def read_limited(source: str | os.PathLike[str] | bytes, *, max_bytes: int, noun: str) -> bytes:
@@ -77,16 +80,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on leaving the block it takes `path`'s place.
 
-    An empty folder at `path` is replaced, one with content is refused: nothing that somebody wrote is deleted. If the
-    block raises, the temporary folder and all that was written to it are removed.
+    An empty folder at `path` is replaced. One with content is refused: nothing that somebody wrote is deleted; or, with
+    `replace`, it stays until the new one is complete. If the block raises, the temporary folder and all that was
+    written to it are removed.
 
-    Raises FileExistsError if `path` is a file or a folder with content, OSError if its parent cannot be written.
+    Raises FileExistsError if `path` is a file, or a folder with content that is not to be replaced or is behind a link,
+    OSError if its parent cannot be written.
     """
     target = Path(path)
-    refuse_occupied(target)
+    replace = replace and target.is_dir() and not target.is_symlink()
+    if not replace:
+        refuse_occupied(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -96,12 +103,35 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(_default_mode(0o666))  # safetensors makes files that only their owner can read
                 _flush(file)
-        refuse_occupied(target)
-        if target.is_dir():
-            target.rmdir()
+        if replace:
+            os.replace(target, _aside(target))
+        else:
+            refuse_occupied(target)
+            if target.is_dir():
+                target.rmdir()
         os.replace(temporary, target)
+        if replace:
+            shutil.rmtree(_aside(target), ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_interrupted(path: str | os.PathLike[str]) -> None:
+    """Remove what an `atomic_write` or `atomic_directory` of `path` left beside it when its process was killed.
+
+    A folder that was just being replaced is back in its place then. Nobody may be writing `path` meanwhile.
+    Raises OSError if its parent is not there or cannot be written.
+    """
+    target = Path(path)
+    if _aside(target).is_dir() and not target.exists():
+        os.replace(_aside(target), target)
+    stem, name, suffix = (re.escape(part) for part in (target.stem, target.name, target.suffix))
+    leftover = re.compile(rf"\.{stem}-{_RANDOM}{suffix}|\.{name}-({_RANDOM}|old)")
+    for left in [entry for entry in target.parent.iterdir() if leftover.fullmatch(entry.name)]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink()
 
 
 @contextmanager
@@ -136,6 +166,11 @@ def refuse_occupied(target: Path) -> None:
             raise FileExistsError(f"{target} already exists and is not empty; remove it or choose another name")
     elif target.exists() or target.is_symlink():
         raise FileExistsError(f"{target} already exists and is not a folder; remove it or choose another name")
+
+
+def _aside(target: Path) -> Path:
+    """Where a folder waits while another takes its place."""
+    return target.with_name(f".{target.name}-old")
 
 
 def _flush(file: Path) -> None:

@@ -115,7 +115,7 @@ def load_adapters(path: str | Path, model: MoshiVis) -> None:
         raise CheckpointError(
             f"{path} was trained on another base than {model.config.name}: its speech LM or image encoder differ; "
             "load it on top of the model that the recipe names as base"
-            + (", and not in float16, which rounds away some of a bfloat16 base" if in_float16 else "")
+            + (". In float16 a bfloat16 base is another one, as some of it is rounded away" if in_float16 else "")
         )
     weight = model.speech_lm.text_head.weight
     low_rank = {name: tensor for name, tensor in file.tensors.items() if name.endswith((LORA_DOWN, LORA_UP))}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ FORMAT, VERSION = "moshivis", 1
 INDEX = "model.safetensors.index.json"
 TOKENIZER, SAMPLING = "tokenizer.model", "sampling.json"
 SHARD_BYTES = 4 * 2**30
+LoadDtype = torch.dtype | Literal["stored"] | None
 
 
 def save_folder(
@@ -40,10 +41,12 @@ def save_folder(
     sampling: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    replace: bool = False,
 ) -> None:
-    """Write the whole checkpoint or nothing. `dtype` converts parameters, not buffers; None keeps theirs.
+    """Write the whole checkpoint or nothing. `dtype` converts parameters, not buffers; None keeps theirs. With
+    `replace` it takes the place of an older folder when it is complete.
 
-    Raises FileExistsError if there is something at `folder` already, OSError if it cannot be written.
+    Raises FileExistsError if there is something else at `folder` already, OSError if it cannot be written.
     """
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {
@@ -52,7 +55,7 @@ def save_folder(
     }
     shards = _shards(tensors, shard_bytes)
     described = {"format": FORMAT, "version": VERSION, "model": to_dict(model.config)}
-    with atomic_directory(folder) as temporary:
+    with atomic_directory(folder, replace=replace) as temporary:
         weight_map: dict[str, str] = {}
         for number, names in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -78,8 +81,9 @@ def is_our_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file() and read_json(folder / "config.json").get("format") == FORMAT
 
 
-def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> MoshiVis:
-    """The model that `save_folder` wrote. `dtype` None: that of the text head; the codec is float32 in any case.
+def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: LoadDtype = None) -> MoshiVis:
+    """The model that `save_folder` wrote. `dtype` None: that of the text head; the codec is float32 either way.
+    "stored" leaves every tensor as it is in the files: to be written again, not to be run.
 
     Raises CheckpointError if anything is missing, surplus, misshapen or damaged; nothing is half-loaded.
     """
@@ -100,12 +104,14 @@ def empty_model(config: ModelConfig) -> MoshiVis:
         raise CheckpointError(f"no model can be built from this config: {error}") from error
 
 
-def fill_model(model: MoshiVis, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+def fill_model(model: MoshiVis, tensors: Mapping[str, Tensor], dtype: LoadDtype) -> None:
     """Give an empty model its weights, checked before; `dtype` as in `load_folder`."""
     parameters = {name for name, _ in model.named_parameters()}
     one = tensors["speech_lm.text_head.weight"].dtype if dtype is None else dtype
 
     def convert(name: str, tensor: Tensor) -> Tensor:
+        if isinstance(one, str):
+            return tensor
         if name.startswith("codec.") and tensor.is_floating_point():
             return tensor.float()
         return tensor.to(one) if name in parameters else tensor

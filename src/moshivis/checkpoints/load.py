@@ -15,6 +15,7 @@ import yaml
 from moshivis.checkpoints import mimi
 from moshivis.checkpoints.folder import (
     TOKENIZER,
+    LoadDtype,
     empty_model,
     fill_model,
     is_our_folder,
@@ -53,14 +54,14 @@ class Checkpoint:
 def load_model(
     source: str | Path,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: LoadDtype = None,
     *,
     allow_download: bool = False,
 ) -> Checkpoint:
     """Load a folder, or the Hub repository `hf://owner/name`; with `allow_download` also `owner/name`.
 
     The codec is float32; `dtype` is that of all else. None takes float32 on a CPU and the stored dtype elsewhere and
-    for models beyond a billion parameters.
+    for models beyond a billion parameters. "stored" is as in `load_folder`.
     Raises CheckpointError if there is no such model or anything in it is missing, misshapen or damaged, or, in our own
     format, surplus.
     """
@@ -144,7 +145,7 @@ def dtype_named(name: str | None) -> torch.dtype | None:
     return _DTYPES[name]
 
 
-def _dtype_for(folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> torch.dtype | None:
+def _dtype_for(folder: Path, device: torch.device | str, dtype: LoadDtype) -> LoadDtype:
     if dtype is not None or torch.device(device).type != "cpu":
         return dtype
     files = weight_files(folder) if is_our_folder(folder) else sorted(folder.glob("*.safetensors"))
@@ -158,7 +159,7 @@ def _dtype_for(folder: Path, device: torch.device | str, dtype: torch.dtype | No
 def load_released(
     folder: Path,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: LoadDtype = None,
     codec: CodecConfig | None = None,
 ) -> Checkpoint:
     """The released PyTorch files: model.safetensors, one Mimi file, one SentencePiece model.

@@ -14,7 +14,7 @@ from moshivis.checkpoints.folder import SAMPLING, TOKENIZER
 from moshivis.checkpoints.released import to_released
 from moshivis.checkpoints.released_config import ENCODERS, config_from_released
 from moshivis.checkpoints.tensors import write_tensors
-from moshivis.config import CodecConfig, ModelConfig
+from moshivis.config import AdapterConfig, CodecConfig, ModelConfig
 from moshivis.errors import CheckpointError
 from moshivis.files import atomic_directory
 from moshivis.model import MoshiVis
@@ -43,7 +43,8 @@ def save_released(
             )
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("codec.")}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in to_released(rest, model.config).items()}
-    codec = {name: tensor.detach().cpu() for name, tensor in mimi.to_released(model.codec.state_dict()).items()}
+    # Ours may store the codec in half precision; the release has it in float32.
+    codec = {n: tensor.detach().cpu().float() for n, tensor in mimi.to_released(model.codec.state_dict()).items()}
     with atomic_directory(folder) as temporary:
         # Cloned: a shared projection appears under many names, and safetensors stores no tensor twice by reference.
         write_tensors({name: tensor.clone() for name, tensor in weights.items()}, temporary / WEIGHTS)
@@ -56,7 +57,9 @@ def save_released(
 
 
 def config_to_released(config: ModelConfig) -> dict[str, Any]:
-    """The flat keys that `config_from_released` reads back as `config`, its codec aside, which they do not describe.
+    """The flat keys that `config_from_released` reads back as `config`.
+
+    They do not describe its codec, nor those fields of its adapters that change nothing about what is computed.
 
     Raises CheckpointError if there are none.
     """
@@ -93,6 +96,11 @@ def config_to_released(config: ModelConfig) -> dict[str, Any]:
         "num_crossattended_tokens": 0 if adapters is None else -1,
     }
     if adapters is not None:
+        if _keys_matter(adapters, backbone.num_layers) and adapters.stream_keys == "own":
+            raise CheckpointError(
+                "the released layout has no place for adapters that share nothing and use every block's keys and "
+                "values, as those trained anew do: in it all blocks use the first one's; use --layout moshivis"
+            )
         flat |= {
             "xa_layers": [] if adapters.layers is None else list(adapters.layers),
             "xa_shared": adapters.sharing == "qkv",
@@ -104,10 +112,29 @@ def config_to_released(config: ModelConfig) -> dict[str, Any]:
             "xa_end": "end" if adapters.end is None else adapters.end,
         }
     read = dataclasses.replace(config_from_released(flat), codec=config.codec)
+    one, other = _as_computed(read), _as_computed(config)
     names = [field.name for field in dataclasses.fields(config)]
-    differing = [name for name in names if getattr(read, name) != getattr(config, name)]
+    differing = [name for name in names if getattr(one, name) != getattr(other, name)]
     if differing:
         raise CheckpointError(
             f"the released layout cannot describe this model's {', '.join(differing)}; use --layout moshivis"
         )
     return flat
+
+
+def _as_computed(config: ModelConfig) -> ModelConfig:
+    """The config with those fields of its adapters at their defaults that change nothing about what is computed."""
+    adapters = config.adapters
+    if adapters is None:
+        return config
+    idle: dict[str, Any] = {"gate_scale": AdapterConfig.gate_scale, "start": adapters.start or None}
+    if adapters.gate == "none":
+        idle |= {"gate_input": AdapterConfig.gate_input, "gate_activation": AdapterConfig.gate_activation}
+    if not _keys_matter(adapters, config.speech_lm.backbone.num_layers):
+        idle["stream_keys"] = AdapterConfig.stream_keys
+    return dataclasses.replace(config, adapters=dataclasses.replace(adapters, **idle))
+
+
+def _keys_matter(adapters: AdapterConfig, blocks: int) -> bool:
+    """Whether `stream_keys` changes anything: there is more than one pair of keys and values."""
+    return adapters.sharing == "none" and (blocks if adapters.layers is None else len(adapters.layers)) > 1

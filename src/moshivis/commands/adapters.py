@@ -21,11 +21,11 @@ def run_merge(arguments: argparse.Namespace) -> int:
     require_adapters(arguments.adapters)
     try:
         refuse_occupied(out)  # now and not only when the model, which takes long to load, is to be written
-        checkpoint = load_model(source, allow_download=arguments.download)
+        checkpoint = load_model(source, dtype="stored", allow_download=arguments.download)
         model, tokenizer = checkpoint.model, checkpoint.tokenizer
         load_adapters(arguments.adapters, model)
         text = None if tokenizer is None else tokenizer.model
-        card = f"# {model.config.name}\n\nMerged from {source} and {arguments.adapters}.\n"
+        card = f"# {model.config.name}\n\nMerged from {arguments.model} and {Path(arguments.adapters).name}.\n"
         if arguments.layout == "released":
             save_released(out, model, text, checkpoint.sampling)
         else:

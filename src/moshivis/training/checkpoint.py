@@ -44,8 +44,10 @@ class Checkpoints:
         self.folder, self.keep, self.ranks = folder, keep, ranks
         if ranks.leads:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob("*.tmp"):
-                shutil.rmtree(left, ignore_errors=True)
+            complete = self._complete()
+            for left in [*folder.glob("*.tmp"), *folder.glob("step-*")]:
+                if left not in complete:
+                    shutil.rmtree(left, ignore_errors=True)
         ranks.wait()
 
     def newest(self) -> Path | None:
@@ -59,7 +61,7 @@ class Checkpoints:
         Raises CheckpointError if it cannot be written; older ones are as they were.
         """
         target = self.folder / f"step-{progress.step:08d}"
-        if target.exists():
+        if (target / STATE).is_file():
             return  # resumed right here, nothing has been learnt since
         temporary = target.with_suffix(".tmp")
         state = {"progress": asdict(progress), "recipe": recipe, "sources": sources}
@@ -74,9 +76,11 @@ class Checkpoints:
                 + "Make room, then run the same command again"
             )
         if self.ranks.leads:
+            shutil.rmtree(target, ignore_errors=True)  # what is left of one that lost its state
             temporary.rename(target)
             for old in sorted(self._complete())[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+                # Renamed first: killed halfway, nothing is left that looks like a checkpoint.
+                shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
         self.ranks.wait()
 
     def load(self, folder: Path, tensors: Mapping[str, Tensor]) -> Progress:

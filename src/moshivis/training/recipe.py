@@ -271,7 +271,10 @@ def adapter_config(base: AdapterConfig | None, recipe: AdapterRecipe) -> tuple[A
     if base is None:
         return None, False
     changed = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-    return changed, recipe.fresh or changed != base
+    if not recipe.fresh and changed == base:
+        return base, False
+    # Whatever the base does: training gives every layer its own keys and values, and generation has to do the same.
+    return dataclasses.replace(changed, stream_keys="own"), True
 
 
 def _at_least(least: float, **values: float) -> None:

@@ -9,7 +9,6 @@ OUT/adapters.safetensors   the result, for `moshivis talk --adapters`; with trai
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +25,7 @@ from moshivis.data.loader import Loader
 from moshivis.data.sample import Dataset
 from moshivis.data.shard_format import MANIFEST, file_sha256
 from moshivis.errors import CheckpointError, InputError, MoshivisError
-from moshivis.files import atomic_write, only_process
+from moshivis.files import atomic_write, clear_interrupted, only_process
 from moshivis.training.checkpoint import Checkpoints, recipe_and_sources
 from moshivis.training.distributed import Ranks, joined, whole
 from moshivis.training.features import FeatureCache
@@ -34,14 +33,14 @@ from moshivis.training.flops import flops_per_token
 from moshivis.training.lora import lora_scale
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
-from moshivis.training.report import Report
+from moshivis.training.report import LOG, Report
 from moshivis.training.setup import Ready, dtype_of, prepare
 from moshivis.training.sources import check_made_for, check_pictures, held_out_sets, training_sets
 from moshivis.training.speed import peak_flops
 from moshivis.training.trainer import Trainer
 from moshivis.training.validation import Validation
 
-ADAPTERS, MODEL = "adapters.safetensors", "model"
+ADAPTERS, MODEL, RECIPE = "adapters.safetensors", "model", "recipe.yaml"
 FREE = (  # what may change when a run goes on: nothing else is learnt by it
     *("out", "steps", "download", "checkpoint", "validation", "report", "features", "device", "parallel", "on_nan"),
     *("compile", "activation_checkpointing", "data.workers", "data.verify", "data.on_corrupt", "batch.accumulation"),
@@ -71,6 +70,9 @@ def train(recipe: Recipe, sets: Sets | None = None, held_out: Sets | None = None
 def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | None, *, quiet: bool) -> Path:
     recipe.rows(ranks.count)
     out = Path(recipe.out)
+    if ranks.leads:
+        for name in (ADAPTERS, MODEL, RECIPE, LOG):
+            clear_interrupted(out / name)
     checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep, ranks)
     newest = checkpoints.newest()
     before, begun_with = (None, {}) if newest is None else recipe_and_sources(newest)
@@ -95,7 +97,7 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
             f"the run in {recipe.out} has done {trainer.progress.step} steps, more than steps={recipe.steps}"
         )
     if ranks.leads:
-        _write_recipe(out / "recipe.yaml", recipe)
+        _write_recipe(out / RECIPE, recipe)
     peak = peak_flops(ranks.device, recipe.precision)
     report = Report(
         recipe,
@@ -162,6 +164,7 @@ def _run(
 def check_same_run(before: dict[str, Any], recipe: Recipe) -> None:
     """Raise InputError if what is in the output folder was begun by a recipe that would learn something else."""
     now = recipe_to_dict(recipe)
+    before = _filled(before, recipe_to_dict(Recipe(out=recipe.out)))
     differing = [
         f"{key}: {old!r} became {new!r}"
         for key, old, new in _leaves(before, now)
@@ -172,6 +175,15 @@ def check_same_run(before: dict[str, Any], recipe: Recipe) -> None:
             f"the run in {recipe.out} was begun by another recipe ({'; '.join(differing[:5])}); choose another out, or "
             "remove that folder"
         )
+
+
+def _filled(before: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What an older version wrote lacks the options that came later: they had no effect, as by default now."""
+    filled = {**defaults, **before}
+    for name, value in filled.items():
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+            filled[name] = _filled(value, defaults[name])
+    return filled
 
 
 def _check_sources(before: Mapping[str, str], now: Mapping[str, str], recipe: Recipe, ranks: Ranks) -> None:
@@ -262,7 +274,5 @@ def _export_model(ready: Ready, tensors: Mapping[str, Tensor], folder: Path, dty
     model = empty_model(ready.model.config)
     fill_model(model, {name: tensors[name] for name in model.state_dict()}, dtype)
     tokenizer = None if ready.tokenizer is None else ready.tokenizer.model
-    if folder.exists():
-        shutil.rmtree(folder)
     card = f"# {ready.model.config.name}\n\nTrained by `moshivis train`.\n"
-    save_folder(folder, model.cpu(), tokenizer, card, sampling=ready.sampling)
+    save_folder(folder, model.cpu(), tokenizer, card, sampling=ready.sampling, replace=True)
