@@ -23,7 +23,12 @@ def test_a_frame_is_late_when_the_player_has_run_dry() -> None:
     assert ClientReport(accepted=True).late(50) == ClientReport().late(50) == 50
 
 
-def test_a_run_reports_what_the_clients_saw(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_reports_what_the_clients_saw(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://localhost:9")  # where nobody is; the server is asked directly
+    monkeypatch.delenv("no_proxy", raising=False)
     assert main(["bench", "serve", "--sessions", "2", "--seconds", "10"]) == 0
     (run,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
     assert run["accepted"] == run["sessions"] == 2

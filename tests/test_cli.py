@@ -20,6 +20,8 @@ from PIL import Image
 
 import moshivis
 from moshivis.cli import main
+from moshivis.commands.talk import _write_picture
+from moshivis.errors import InputError
 from moshivis.inference.conversation import EMBEDDED
 
 SOURCE = str(Path(moshivis.__file__).parents[1])
@@ -136,6 +138,12 @@ def test_what_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str], argume
     assert sorted(path.name for path in Path().iterdir()) == before
 
 
+def test_gates_too_tall_for_their_format_are_said_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tall\.webp cannot be written: .*16383.*; PNG has room for it"):
+        _write_picture(Image.new("RGB", (4, 16400)), tmp_path / "tall.webp")
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_little_memory_is_said_in_a_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +155,13 @@ def test_too_little_memory_is_said_in_a_sentence(
     monkeypatch.setattr("moshivis.commands.talk.run_talk", lambda _: np.empty(2**55))
     assert main(["talk", "--example"]) == 2
     assert "the memory is too small: Unable to allocate" in capsys.readouterr().err
+
+    def without_words(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("moshivis.commands.talk.run_talk", without_words)
+    assert main(["talk", "--example"]) == 2
+    assert "the memory is too small; a smaller model" in capsys.readouterr().err
     monkeypatch.setattr("moshivis.commands.talk.run_talk", lambda _: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):  # any other is a fault of ours, and keeps its traceback
         main(["talk", "--example"])

@@ -73,6 +73,19 @@ def test_other_precisions(dtype: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert summary["cases"] == 2 and summary["dtype"] == dtype
 
 
+def test_the_codec_is_judged_by_the_precision_that_it_computes_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In float32, whatever reduced precision the rest is to compute in."""
+    status, summary = run(capsys, GOLDEN / "mimi", dtype="bfloat16")
+    assert status == 0, summary["off"]
+    shutil.copytree(GOLDEN / "mimi", tmp_path / "off")
+    for file in (tmp_path / "off").glob("*.io.safetensors"):
+        change(file, lambda tensors: [t.mul_(1.05) for name, t in tensors.items() if name.endswith("decoded")])
+    status, summary = run(capsys, tmp_path / "off", dtype="bfloat16")
+    assert status == 1 and all(fault["tensor"].endswith("decoded") for fault in summary["off"])
+
+
 def test_a_small_window(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The runs under `spec.ring`, as in a case that has them: a window that is never full changes nothing."""
     meta = json.loads((case / "meta.json").read_text())
@@ -124,6 +137,15 @@ def test_another_shape_is_off(case: Path, capsys: pytest.CaptureFixture[str]) ->
     change(case / "outputs.safetensors", edit)
     status, summary = run(capsys, case)
     assert status == 1 and "shape" in summary["off"][0]["note"]
+
+
+def test_a_case_is_called_by_its_folder(
+    case: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = case.rename(case.with_name("run[red]"))
+    monkeypatch.chdir(odd)
+    assert run_conform(["."]) == 0
+    assert "run[red]" in capsys.readouterr().out.splitlines()[3]
 
 
 def test_other_weights_are_off(case: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,6 +177,14 @@ def test_other_numbers_than_float32_go_the_usual_way() -> None:
     assert not took_the_shorter_way(double)
 
 
+def test_what_has_left_the_cpu_is_not_held_there() -> None:
+    layer = Linear(8, 8).requires_grad_(False)
+    layer(torch.randn(2, 8))
+    assert took_the_shorter_way(layer) == _has_onednn()
+    layer.to("meta")(torch.randn(2, 8, device="meta"))
+    assert not took_the_shorter_way(layer)
+
+
 def test_large_matrices_are_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moshivis.layers.linear.LARGEST", 4 * 4 * 3 - 1)
     layer = Linear(4, 3, bias=False).requires_grad_(False)

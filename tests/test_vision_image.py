@@ -63,7 +63,18 @@ def png(width: int, height: int, *, bits: int, colour_type: int, rows: bytes) ->
 
 @pytest.mark.parametrize(
     ("container", "tolerance"),
-    [("PNG", 0), ("JPEG", 12), ("WEBP", 24), ("GIF", 0), ("BMP", 0), ("TIFF", 0), ("PPM", 0), ("JPEG2000", 12)],
+    [
+        ("PNG", 0),
+        ("JPEG", 12),
+        ("WEBP", 24),
+        ("GIF", 0),
+        ("BMP", 0),
+        ("TIFF", 0),
+        ("PPM", 0),
+        ("JPEG2000", 12),
+        ("AVIF", 24),
+        ("QOI", 0),
+    ],
 )
 def test_common_formats(tmp_path: Path, container: str, tolerance: int) -> None:
     content = encode(corners(), container)
@@ -75,7 +86,7 @@ def test_common_formats(tmp_path: Path, container: str, tolerance: int) -> None:
     assert_corners(read_image(Image.open(file)), tolerance)
 
 
-@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize(
     ("orientation", "camera"),
     [
@@ -256,7 +267,7 @@ def test_a_truncated_picture_is_refused(container: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    container=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "QOI"]),
+    container=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "QOI", "AVIF"]),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
 )
 @pytest.mark.filterwarnings("ignore")

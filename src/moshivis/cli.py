@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_out_of_memory(error):
             raise
         sentence = str(error).rpartition("DefaultCPUAllocator: ")[2].partition(". ")[0]
-        print(f"moshivis: the memory is too small: {sentence}; a smaller model or batch takes less", file=sys.stderr)
+        why = f": {sentence}" if sentence else ""
+        print(f"moshivis: the memory is too small{why}; a smaller model or batch takes less", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("\nmoshivis: interrupted", file=sys.stderr)

@@ -64,8 +64,3 @@ class MoshiVis(nn.Module):
         for name, parameter in self.named_parameters():
             if name.startswith(TRAINED):
                 yield name, parameter
-
-    def freeze(self) -> None:
-        """Let gradients flow to `trainable_parameters()` only."""
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith(TRAINED))

@@ -60,7 +60,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="mini",
         help="whose codec and tokenizer to use: mini (default), a folder, or a repository of the Hugging Face Hub",
     )
-    parser.add_argument("--download", action="store_true", help="allow fetching the repository")
+    parser.add_argument("--download", action="store_true", help="allow fetching the repository, all of it")
 
 
 def _add_form(parser: argparse.ArgumentParser) -> None:

@@ -162,7 +162,10 @@ def _write_audio(result: TalkResult, out: Path) -> dict[str, str]:
 
 def _write_picture(picture: Image.Image, path: Path) -> None:
     with _writing(path), atomic_write(path) as temporary:
-        picture.save(temporary)
+        try:
+            picture.save(temporary)
+        except ValueError as error:  # WebP, among others, has a largest size
+            raise InputError(f"{shown(path)} cannot be written: {error}; PNG has room for it") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from moshivis.checkpoints.folder import read_json
 from moshivis.checkpoints.tensors import read_tensors
 from moshivis.conform.codec import CodecRuns
-from moshivis.conform.compare import Check, Tolerances, compare
+from moshivis.conform.compare import REDUCED, Check, Tolerances, compare
 from moshivis.conform.images import ImageRuns
 from moshivis.conform.language import LanguageRuns
 from moshivis.conform.parts import build
@@ -43,7 +43,7 @@ class Case:
 def find_cases(root: Path) -> Iterator[Case]:
     """All cases in and below a folder, in the order of their paths."""
     if _is_model_case(root):
-        yield Case(root.name, root)
+        yield Case(root.resolve().name, root)
         return
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         if path.is_dir():
@@ -94,7 +94,8 @@ def _check_codec(case: Case, device: torch.device, dtype: torch.dtype) -> Iterat
     tensors = _read(case.path.with_suffix(".io.safetensors"))
     runs = CodecRuns(meta, weights, tensors, device, dtype)
     outputs = {name: tensor for name, tensor in tensors.items() if name not in runs.given}
-    yield from _check_outputs(case.name, outputs, [runs.run], runs.tolerances, dtype)
+    computed_in = torch.float32 if dtype in REDUCED else dtype
+    yield from _check_outputs(case.name, outputs, [runs.run], runs.tolerances, computed_in)
 
 
 def _check_outputs(

@@ -3,7 +3,7 @@
 In a case of kind "wav" the tensors without a dot are the offline path, step by step; `stream1.*`, `stream2.*` and
 `streamvar.*` feed 1, 2, or 1, 3, 2, 4, 1, … frames a call; `odd<L>.*` takes the first L samples, `nq<K>.*` encodes to
 K codebooks, `dec_k<K>.*` decodes K of them. A case of kind "mask" says for each call which rows run and which reset.
-The codec computes in float32 whatever the dtype of the rest: it does so in a loaded model too.
+Where the rest computes in a reduced precision the codec computes in float32: it does so in a loaded model too.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def generate(
 ) -> dict[str, Tensor]:
     """User codes [N, B, Ku] -> what happened at each of the N steps, by the names that cases use.
 
-    In a reduced precision the tokens of `expected` are fed back whatever is drawn, so that one close decision does
-    not make all later steps incomparable; a decision is then wrong only if it is not close (`_Recorder`).
+    In a reduced precision the tokens of `expected` are fed back in place of what is drawn, so that one close decision
+    does not make all later steps incomparable; a decision that is not close stands as drawn, wrong (`_Recorder`).
     """
     assert parts.speech_lm is not None
     generator = Generator(parts.speech_lm, parts.adapters)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from moshivis.conform.cases import check_case, find_cases
@@ -63,7 +64,8 @@ def _table(checks: Sequence[Check]) -> Table:
     for check in checks:
         numbers = [_number(check.max_abs), _number(check.max_rel)]
         verdict = "[green]ok[/]" if check.ok else "[red]OFF[/]"
-        table.add_row(check.case, check.tensor, *numbers, check.tolerance or check.note, verdict)
+        said = (escape(text) for text in (check.case, check.tensor, *numbers, check.tolerance or check.note))
+        table.add_row(*said, verdict)
     return table
 
 

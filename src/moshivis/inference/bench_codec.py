@@ -2,8 +2,8 @@
 
 Every contender runs in a process of its own, with the same number of threads, the same random weights and the same
 sound. They take turns of a few frames, so that whatever else the machine does hits all alike; what a frame takes is
-told by its median. All memories are full before anything counts: ten seconds of sound go first. As all compute the
-same function, their codes are compared, too.
+told by its median. All memories are full before anything counts: unless `--warm-up` says otherwise, as much sound goes
+first as the codec remembers, ten seconds at full size. As all compute the same function, their codes are compared, too.
 
 Output: a table for people, then one line of JSON.
 """

@@ -43,6 +43,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 FRAME, SAMPLES = 0.08, 1920  # seconds, samples
 JITTER_BUFFER = 0.16  # seconds that a player holds back before it begins
 LEAD, PAUSE = 5.0, 5.0  # seconds of silence for the greeting, and for an answer
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this machine
 SUSTAINED = 0.01  # share of ticks and of frames that may be late
 
 
@@ -185,7 +186,7 @@ async def _converse(
 ) -> None:
     address = url.replace("http", "ws", 1) + "/api/chat" + ("" if picture is None else "?picture=1")
     try:
-        async with connect(address, compression=None, max_size=None) as socket:
+        async with connect(address, compression=None, max_size=None, proxy=None) as socket:
             if picture is not None:
                 await socket.send(message(Kind.IMAGE, picture))
             async for data in socket:
@@ -253,13 +254,13 @@ def _server(arguments: argparse.Namespace, sessions: int) -> Iterator[str]:
 
 
 def _get_json(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(url, timeout=10) as reply:
+    with _DIRECT.open(url, timeout=10) as reply:
         return json.load(reply)
 
 
 def _memory(url: str) -> float | None:
     """Resident memory of the server in 10^6 bytes; None where the server does not know it."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+    with _DIRECT.open(f"{url}/metrics", timeout=10) as reply:
         found = re.search(r"^process_resident_memory_bytes (\S+)$", reply.read().decode(), re.MULTILINE)
     return round(float(found.group(1)) / 1e6, 1) if found else None
 

@@ -35,14 +35,6 @@ def apply_delays(codes: Tensor, config: SpeechLMConfig) -> Tensor:
     return _shift(codes, stream_delays(config, codes.device), initial_tokens(config, codes.device))
 
 
-def undo_delays(delayed: Tensor, config: SpeechLMConfig) -> Tensor:
-    """Delayed tokens [B, K, T] of the first K streams -> aligned ones [B, K, T - max_delay]."""
-    frames = delayed.shape[-1] - config.max_delay
-    delays = stream_delays(config, delayed.device)[: delayed.shape[1]]
-    source = torch.arange(max(frames, 0), device=delayed.device) + delays[:, None]
-    return delayed.gather(2, source.expand(len(delayed), -1, -1))
-
-
 def model_inputs(codes: Tensor, config: SpeechLMConfig) -> Tensor:
     """Aligned tokens [B, K, T] -> [B, K, T] what the backbone sees at each step of that conversation.
 
