@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from moshivis.checkpoints.folder import save_folder
 from moshivis.cli import main
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.training.bench import End, StepCost, summary
 
 
@@ -30,13 +34,24 @@ def test_sums_of_steps() -> None:
     row = summary(End(memory=3 * 2**20, flops_per_token=2e9, peak=1e12), costs)
     assert row["ms_per_step"] == 1000 and row["tokens_per_s"] == 60 and row["memory_mib"] == 3
     assert row["padding"] == 0.25 and row["waiting"] == 0.1
-    assert row["gflop_per_s"] == 120 and row["mfu"] == 0.12  # 240 tokens of 2 GFLOP in 4 s
+    assert row["gflop_per_s"] == 90 and row["mfu"] == 0.09  # 180 tokens of 2 GFLOP in 4 s
 
 
 @pytest.mark.parametrize("option", ["--rows", "--steps", "--frames", "--tokens"])
 def test_what_cannot_be_measured_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "train", option, "0"]) == 2
     assert f"{option[2:]} must be 1 or more" in capsys.readouterr().err
+
+
+def test_a_device_or_a_base_that_does_not_do_is_refused_at_once(
+    tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "train", "--device", "nowhere"]) == 2
+    assert "device 'nowhere' cannot be used" in capsys.readouterr().err
+    blind = MoshiVis(dataclasses.replace(tiny_model.config, name="blind", adapters=None))
+    save_folder(tmp_path / "blind", blind, tiny_tokenizer.model, "")
+    assert main(["bench", "train", "--model", str(tmp_path / "blind")]) == 2
+    assert "no image encoder and no adapters" in capsys.readouterr().err
 
 
 def test_rows_that_p_audio_cannot_share_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from moshivis.training.recipe_file import read_recipe
 
@@ -18,5 +19,6 @@ def run_train(arguments: argparse.Namespace) -> int:
     from moshivis.training.run import train
 
     result = train(recipe)
-    print(result)
+    if os.environ.get("RANK", "0") == "0":
+        print(result)
     return 0

@@ -22,6 +22,11 @@ class Excerpts:
         self.name, self.kind = whole.name, whole.kind
 
     @property
+    def num_samples(self) -> int | None:
+        """How many there are before the first comes again; None if that is not known."""
+        return getattr(self.whole, "rows", None)
+
+    @property
     def skipped(self) -> int:
         return skipped(self.whole)
 

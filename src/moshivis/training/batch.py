@@ -32,6 +32,7 @@ class Part:
     assistant: Tensor  # [B, T] bool, whose words the targets are
     audio: Tensor  # [B, n, T] the first n own codebooks as delayed; ids beyond the vocabulary are initial tokens
     audio_graded: Tensor  # [B, n, T] bool, which of them are targets
+    real: Tensor  # [B, T] bool, steps that are no padding
     pictures: tuple[str | None, ...]  # key of every row's picture
     steps: int  # that are no padding, over all rows
 
@@ -84,6 +85,7 @@ def collate(samples: Sequence[Sample], config: SpeechLMConfig, loss: LossRecipe,
         assistant=_late(stack(lambda s: s.speaker == Speaker.ASSISTANT, 0), config.delays[0]),
         audio=own,
         audio_graded=delayed_graded & (own >= 0) & (own < config.audio_card),
+        real=stack(lambda s: np.ones(len(s), bool), 0),
         pictures=tuple(sample.image for sample in samples),
         steps=sum(min(len(sample), limit) for sample in samples),
     )

@@ -3,9 +3,10 @@
 Both contenders train fresh adapters of one base on the same packed shards of random samples. Ours has the encoder's
 outputs cached, pads to the next bucket, computes in bfloat16 and, on a GPU, reads ahead in other processes; the
 baseline encodes the pictures of every batch, pads every row to the longest length there can be, computes in float32,
-and reads when it needs something. Each runs in a process of its own, as memory is told by process; they take turns of
-a few steps, so that whatever else the machine does hits both alike. Pictures have been seen before when counting
-begins, as from the second epoch on.
+and reads when it needs something. Ours takes its rows in two parts, the shorter and the longer ones, of which one is
+in memory at a time; the baseline takes them at once. Each runs in a process of its own, as memory is told by process;
+they take turns of a few steps, so that whatever else the machine does hits both alike. Pictures have been seen before
+when counting begins, as from the second epoch on.
 
 Output: a table for people, then one line of JSON.
 """
@@ -39,6 +40,7 @@ from moshivis.config import ModelConfig
 from moshivis.data.loader import Loader
 from moshivis.data.sample import Sample, Speaker
 from moshivis.data.shard_writer import write_shards
+from moshivis.devices import usable_device
 from moshivis.errors import InputError
 from moshivis.inference.conversation import EMBEDDED, load
 from moshivis.presets import PRESETS
@@ -48,7 +50,7 @@ from moshivis.training.features import FeatureCache
 from moshivis.training.flops import flops_per_token
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_from_dict
-from moshivis.training.setup import base_config, dtype_of, prepare
+from moshivis.training.setup import base_config, check_base, dtype_of, prepare
 from moshivis.training.sources import training_sets
 from moshivis.training.speed import peak_flops
 from moshivis.training.trainer import Trainer
@@ -92,11 +94,15 @@ def run_bench_train(arguments: argparse.Namespace) -> int:
     for name in ("rows", "steps", "frames", "tokens"):
         if getattr(arguments, name) < 1:
             raise InputError(f"{name} must be 1 or more, not {getattr(arguments, name)}")
+    if arguments.device != "auto":
+        usable_device(arguments.device)  # now, and not when all is prepared
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         recipes = {name: _recipe(arguments, Path(folder), options) for name, options in CONTENDERS.items()}
         recipe = recipes["moshivis"]
         recipe.rows()
-        write_samples(Path(recipe.data.datasets[0].path), base_config(recipe), recipe)
+        config = base_config(recipe)
+        check_base(recipe, config)
+        write_samples(Path(recipe.data.datasets[0].path), config, recipe)
         measured = measure(recipes, arguments.steps)
     rows = {name: summary(*measured[name]) for name in recipes}
     ours, baseline = (measured[name][1] for name in ("moshivis", "baseline"))
@@ -115,8 +121,9 @@ def _recipe(arguments: argparse.Namespace, folder: Path, options: dict[str, Any]
     both = [{"path": str(folder / "data"), "kind": kind} for kind in ("speech", "speechless")]
     lengths = {"max_frames": arguments.frames, "max_tokens": arguments.tokens}
     # On a CPU a loader's processes would prepare one contender's batches in the other one's turn.
+    on_cpu = arguments.device == "cpu" or (arguments.device == "auto" and not torch.cuda.is_available())
     data = {
-        "workers": 0 if arguments.device == "cpu" or options["precision"] == "fp32" else 2,
+        "workers": 0 if on_cpu or options["precision"] == "fp32" else 2,
         "datasets": both,
         "bucket": max(arguments.frames, arguments.tokens),
         **lengths,
@@ -288,7 +295,7 @@ def _peak_memory(device: torch.device) -> int | None:
 def summary(end: End, costs: list[StepCost]) -> dict[str, float | None]:
     """Medians over the steps, and what they come to by the second."""
     seconds = sum(cost.seconds for cost in costs)
-    operations = end.flops_per_token * sum(cost.padded for cost in costs) / seconds
+    operations = end.flops_per_token * sum(cost.tokens for cost in costs) / seconds
     return {
         "ms_per_step": round(1000 * statistics.median(cost.seconds for cost in costs), 2),
         "tokens_per_s": round(statistics.median(map(_speed, costs)), 1),

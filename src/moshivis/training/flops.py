@@ -1,7 +1,7 @@
-"""How many operations a step takes: products with weights only, so that what is reported as MFU errs on the low side.
+"""How many operations a token takes: products with weights only, so that what is reported as MFU errs on the low side.
 
-A weight costs 2 operations a token forward and 2 backward; 2 more if it is trained. Scores of attention, norms and
-what activation checkpointing computes twice are left out.
+A weight costs 2 operations a token forward, 2 backward if anything before it is trained, and 2 more if itself is.
+Scores of attention, norms, what activation checkpointing computes twice, and padding are left out.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from moshivis.config import AdapterConfig, BackboneConfig, DepthConfig, ModelCon
 from moshivis.layers.feed_forward import gated_width
 from moshivis.training.recipe import Recipe, adapter_config
 
-FROZEN, TRAINED = 4, 6  # operations a weight and token
+FORWARD, FROZEN, TRAINED = 2, 4, 6  # operations a weight and token
 
 
 def flops_per_token(config: ModelConfig, recipe: Recipe) -> float:
-    """Mean over the tokens of a batch, padding included; each is taken to be graded."""
+    """Mean over the tokens of a batch; each is taken to be graded."""
     lm = config.speech_lm
     language = TRAINED if recipe.train == "all" else FROZEN
+    adapters, _ = adapter_config(config.adapters, recipe.adapters)
+    below = 0  # blocks through which no gradient flows
+    if recipe.train == "adapters" and adapters is not None:
+        below = min(adapters.layers or (0,))
     total = float(language * (block_weights(lm.backbone) * lm.backbone.num_layers + lm.text_card * lm.backbone.dim))
+    total -= (FROZEN - FORWARD) * block_weights(lm.backbone) * below
     codebooks = min(recipe.loss.codebooks, lm.own_codebooks)
     total += language * recipe.data.p_audio * codebooks * codebook_weights(lm.depth, lm.backbone.dim, lm.audio_card)
-    adapters, _ = adapter_config(config.adapters, recipe.adapters)
     if adapters is not None:
         count = lm.backbone.num_layers if adapters.layers is None else len(adapters.layers)
         total += TRAINED * count * adapter_weights(adapters, lm.backbone.dim)

@@ -95,5 +95,5 @@ def _sum_gates(context: ImageContext, part: Part) -> tuple[Tensor, Tensor] | tup
     gates = context.layer_gates().detach()  # [L, B, T], 0 in rows without a picture
     present = context.image.present
     assert present is not None
-    seen = present[:, None].expand(-1, part.inputs.shape[-1]) & (part.text_weight > 0)
+    seen = present[:, None] & part.real
     return (gates * seen).sum(dim=(1, 2)), seen.sum()

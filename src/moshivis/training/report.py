@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 
 LOG = "log.jsonl"
+RUN_ID = "wandb-id"
 SUMMED = ("tokens", "padded", "seconds", "waiting")  # over the steps of a line; of others the mean is reported
 
 
@@ -71,11 +73,12 @@ class Report:
         """Append a line to log.jsonl, and hand its numbers to the trackers."""
         if not self.leads:
             return
+        values = {name: _finite(value) for name, value in values.items()}
         counts = {"skipped_steps": progress.skipped, "failed_checkpoints": progress.failed}
         line = {"step": progress.step, **values, **counts, "skipped_samples": progress.lost}
         try:
             with open(self.out / LOG, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:  # a full disk; what cannot be written is lost, the training is not
             self.warn(f"{self.out / LOG} cannot be written: {error.strerror or error}")
         numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
@@ -95,13 +98,13 @@ class Report:
         self._ask_trackers(lambda tracker: tracker.close())
 
     def _ask_trackers(self, ask: Callable[[Tracker], None]) -> None:
-        """Each in turn; one that cannot write, as on a full disk, is asked no more."""
+        """Each in turn; one that fails, on a full disk or for want of a network, is asked no more."""
         for tracker in list(self.trackers):
             try:
                 ask(tracker)
-            except OSError as error:
+            except Exception as error:  # packages of others have errors of their own, and none is worth the training
                 self.trackers.remove(tracker)
-                self.warn(f"{tracker.name} gets no more numbers: {error.strerror or error}")
+                self.warn(f"{tracker.name} gets no more numbers: {getattr(error, 'strerror', None) or error}")
 
     def _line(self, last: Mapping[str, float]) -> dict[str, Any]:
         """Means over the steps whose numbers are finite, null if none is; what is summed is summed over all."""
@@ -109,7 +112,7 @@ class Report:
         line: dict[str, Any] = {**means, **{name: self.sums[name] for name in SUMMED}, "rate": last["rate"]}
         line["tokens_per_second"] = line["tokens"] / max(line["seconds"], 1e-9)
         if self.peak is not None:
-            line["mfu"] = self.flops * line["padded"] / max(line["seconds"], 1e-9) / self.peak
+            line["mfu"] = self.flops * line["tokens"] / max(line["seconds"], 1e-9) / self.peak
         return line
 
 
@@ -190,15 +193,37 @@ class _TensorBoard:
 
 
 class _Hosted:
-    """W&B, or trackio, which has the same functions."""
+    """W&B, or trackio, which has the same functions. A run that goes on goes on there, too."""
 
     def __init__(self, package: str, project: str, recipe: Recipe):
         self.name = package
         self.module = _import(package, f"report.{package}")
-        self.module.init(project=project, name=Path(recipe.out).name, config=recipe_to_dict(recipe))
+        out = Path(recipe.out)
+        options = {"project": project, "name": out.name, "config": recipe_to_dict(recipe), "resume": "allow"}
+        if package == "wandb":  # trackio knows a run by its name
+            options["id"] = _run_id(out / RUN_ID)
+        try:
+            self.module.init(**options)
+        except Exception as error:
+            raise InputError(f"report.{package}: {package} cannot begin: {error}") from error
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.module.log({name: value for name, value in numbers.items() if name != "step"}, step=step)
 
     def close(self) -> None:
         self.module.finish()
+
+
+def _run_id(path: Path) -> str:
+    """The name by which W&B knows the run of this folder, made up when it begins."""
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """A value, or the values of a list, as JSON has words for them: None for what is no number."""
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from moshivis.audio import write_wav
-from moshivis.data.sample import Dataset, Sample, Speaker
+from moshivis.data.sample import Dataset, Sample, Speaker, skipped
 from moshivis.errors import InputError
 from moshivis.files import atomic_write
 from moshivis.inference.conversation import Assistant, Conversation, StepResult, TextPiece
@@ -75,8 +76,10 @@ class Validation:
     def measure(self, dataset: Dataset) -> dict[str, Any]:
         """Losses of the first samples, shared between the ranks; share of the assistant's words predicted; gates."""
         kind, ranks = dataset.kind, self.ranks
-        count = -(-self.recipe.validation.rows // ranks.count)  # as many on every rank: they must act alike
-        samples = [self._sample(dataset, ranks.rank + ranks.count * row) for row in range(count)]
+        rows = self.recipe.validation.rows
+        rows = min(rows, getattr(dataset, "num_samples", None) or rows)  # each counts once
+        count = -(-rows // ranks.count)  # as many on every rank: they must act alike
+        samples = [_sample(dataset, ranks.rank + ranks.count * row, rows) for row in range(count)]
         parts = [self.trainer.collate(some) for some in split(samples, -(-count // ROWS_AT_ONCE))]
         denominators = Denominators.of(parts, self.recipe.loss)
         ranks.sum(denominators.sums)
@@ -98,18 +101,13 @@ class Validation:
         if len(gates):
             *of_blocks, seen = ranks.sum(gates)
             mean = torch.stack(of_blocks) / seen.clamp(min=1)
-            values[f"held_out_{kind}_gate"] = float(mean.mean())
+            config = self.trainer.ready.model.config.adapters
+            adapted = range(len(mean)) if config is None or config.layers is None else config.layers
+            values[f"held_out_{kind}_gate"] = float(mean[list(adapted)].mean())
             values[f"held_out_{kind}_gates"] = [round(float(gate), 5) for gate in mean]
+        if lost := skipped(dataset):
+            values[f"held_out_{kind}_skipped"] = lost
         return values
-
-    def _sample(self, dataset: Dataset, position: int) -> Sample:
-        """Beyond the rows that are to be measured, one that no figure counts: every rank needs as many."""
-        rows = self.recipe.validation.rows
-        sample = dataset[position % rows]
-        if position < rows:
-            return sample
-        none = np.zeros(len(sample), bool)
-        return replace(sample, text_graded=none, audio_graded=None if sample.audio is None else none)
 
     def _generate(self, folder: Path) -> None:
         count, tokenizer = self.recipe.validation.samples, self.trainer.ready.tokenizer
@@ -121,6 +119,15 @@ class Validation:
                 sample = dataset[position]
                 picture = None if sample.image is None else dataset.picture(sample.image)
                 answer(assistant, sample, picture, folder / f"{dataset.kind}-{position}")
+
+
+def _sample(dataset: Dataset, position: int, rows: int) -> Sample:
+    """Beyond the `rows` that are to be measured, one that no figure counts: every rank needs as many."""
+    sample = dataset[position % rows]
+    if position < rows:
+        return sample
+    none = np.zeros(len(sample), bool)
+    return replace(sample, text_graded=none, audio_graded=None if sample.audio is None else none, image=None)
 
 
 def _for_inference(model: MoshiVis, dtype: torch.dtype) -> MoshiVis:
@@ -151,7 +158,11 @@ def answer(assistant: Assistant, sample: Sample, picture: bytes | None, stem: Pa
         "picture": sample.image,
         "wanted": assistant.tokenizer.decode(wanted),
         "said": "".join(piece.text for piece in said).strip(),
-        "pieces": [{"piece": p.text, "frame": p.frame, "gate": round(p.gate, 6)} for p in said if p.text],
+        "pieces": [
+            {"piece": p.text, "frame": p.frame, "gate": round(p.gate, 6) if math.isfinite(p.gate) else None}
+            for p in said
+            if p.text
+        ],
     }
     with atomic_write(stem.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(transcript, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
