@@ -407,8 +407,8 @@ def test_a_hosted_tracker_that_fails_costs_no_training(
         assert len(log_of(out)) == 2 and (out / "adapters.safetensors").exists()
 
 
-def test_mfu_is_what_is_done_of_what_can_be(run: Any, tmp_path: Path) -> None:
-    console = Console(file=io.StringIO())
+def test_mfu_is_what_is_done_of_what_can_be(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
     report = Report(Recipe(out=str(tmp_path)), begin=0, leads=True, flops_per_token=3e9, peak=1e12, console=console)
     values = {"loss": 1.0, "text": 1.0, "audio": 1.0, "norm": 1.0, "rate": 0.1}
     values |= {"tokens": 100, "padded": 150, "seconds": 0.5, "waiting": 0.0}
