@@ -13,23 +13,21 @@ from hypothesis import strategies as st
 
 from moshivis.errors import InputError
 from moshivis.mini import clips, grammar, voices
-from moshivis.mini.augment import another_throat, augment
+from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore, build_clips, plan, write_shard
 from moshivis.mini.questions import Query
 from moshivis.mini.voices import (
     ASSISTANT_VOICE,
-    CROWD_VOICE,
     HELD_OUT_VOICE,
     LOWERED_VOICE,
     SAMPLE_RATE,
-    TAPED_VOICE,
     TRAINING_VOICES,
     USER_VOICES,
     Voice,
     synthesise,
 )
 
-ONE_OF_EACH = (USER_VOICES[0], USER_VOICES[1], LOWERED_VOICE, TAPED_VOICE, CROWD_VOICE, ASSISTANT_VOICE)
+ONE_OF_EACH = (USER_VOICES[0], USER_VOICES[1], LOWERED_VOICE, ASSISTANT_VOICE)
 
 
 def needs(*engines: str) -> pytest.MarkDecorator:
@@ -89,28 +87,6 @@ def _pitch(word: voices.Word, audio: np.ndarray) -> float:
     return SAMPLE_RATE / (shortest + int(same[shortest : SAMPLE_RATE // 80].argmax()))
 
 
-@needs("flite")
-def test_the_taped_voice_is_lower_or_higher_at_its_usual_tempo() -> None:
-    texts = ["Where is the big yellow heart?"] * 8
-    said = list(synthesise(TAPED_VOICE, texts, random.Random(0)))
-    pitch = [np.median([_pitch(word, one.audio) for word in one.words]) for one in said]
-    assert max(pitch) / min(pitch) > 1.15
-    lengths = [len(one.audio) for one in said]
-    assert max(lengths) / min(lengths) < 1.4  # by the tape alone it would be half as long again
-
-
-@needs("espeak-ng")
-def test_a_crowd_has_many_speakers() -> None:
-    """One that the program does not know would be spoken by its usual voice, without a word."""
-    voices._require_model("espeak-ng", CROWD_VOICE)
-    said = list(synthesise(CROWD_VOICE, ["Where is the heart?"] * 6, random.Random(0)))
-    spectra = [np.abs(np.fft.rfft(one.audio, 24_000))[100:4000].reshape(-1, 100).mean(axis=1) for one in said]
-    alike = np.corrcoef(np.log(spectra))[np.triu_indices(6, 1)]
-    assert alike.min() < 0.8
-    with pytest.raises(InputError, match=r"no voice 'en-us\+nobody'"):
-        next(synthesise(replace(CROWD_VOICE, crowd=("en-us+m1", "en-us+nobody")), ["Hello."], random.Random(0)))
-
-
 @needs("espeak-ng")
 def test_user_voices_vary_and_repeat_by_seed() -> None:
     text = ["Where is the heart?"]
@@ -168,7 +144,7 @@ def test_the_plan_covers_the_world_without_the_held_out_voice(shards: list[clips
         assert kinds.count("there") == kinds.count("and") == 220 * rounds and kinds.count("whole") == 40 * rounds
     texts = {clip.text for clip in spoken[ASSISTANT_VOICE]}
     assert {*grammar.all_answers(), *grammar.repeated_claims(), *grammar.GREETINGS} <= texts
-    assert {s.voice.name for s in shards[:21]} == {voice.name for voice in spoken}  # every voice is heard early
+    assert {s.voice.name for s in shards[:19]} == {voice.name for voice in spoken}  # every voice is heard early
 
 
 def test_a_question_clip_can_be_asked_of_another_scene(shards: list[clips.PlannedShard]) -> None:
@@ -237,38 +213,6 @@ def test_augmentation_keeps_length_and_range(seed: int, count: int) -> None:
     changed = augment(audio, rng)
     assert changed.shape == audio.shape and changed.dtype == np.float32
     assert np.isfinite(changed).all() and np.abs(changed).max(initial=0.0) < 1
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 30_000))
-def test_another_throat_keeps_length_pitch_and_silence(seed: int, count: int) -> None:
-    time = np.arange(count) / SAMPLE_RATE
-    audio = sum(np.sin(2 * np.pi * 120.0 * n * time) / n for n in range(1, 60)).astype(np.float32) * 0.1
-    audio[: count // 3] = 0.0
-    changed = another_throat(audio, np.random.default_rng(seed))
-    assert changed.shape == audio.shape and changed.dtype == np.float32 and np.isfinite(changed).all()
-    assert np.abs(changed[: max(0, count // 3 - 1024)]).max(initial=0.0) < 1e-4
-    if count > 12_000:
-        spectrum = np.abs(np.fft.rfft(changed[-6000:] * np.hanning(6000)))
-        peaks = spectrum[::30][1:40]  # every 120 Hz
-        between = spectrum[15::30][1:40]
-        assert np.median(peaks / between) > 20
-
-
-def test_another_throat_moves_the_formants() -> None:
-    """Noise with one peak at 1500 Hz: where the peak is afterwards."""
-    rng = np.random.default_rng(0)
-    noise = np.fft.rfft(rng.standard_normal(48_000))
-    frequencies = np.fft.rfftfreq(48_000, 1 / SAMPLE_RATE)
-    shaped = noise / (1 + ((frequencies - 1500) / 200) ** 2)
-    audio = (0.1 * np.fft.irfft(shaped) / np.fft.irfft(shaped).std()).astype(np.float32)
-
-    def peak(wave: np.ndarray) -> float:
-        power = np.abs(np.fft.rfft(wave)) ** 2 * (frequencies < 4000)
-        return float((frequencies * power).sum() / power.sum())
-
-    moved = [peak(another_throat(audio, np.random.default_rng(seed))) / peak(audio) for seed in range(20)]
-    assert min(moved) < 0.95 and max(moved) > 1.05 and all(0.75 < ratio < 1.3 for ratio in moved), moved
 
 
 def test_augmentation_leaves_a_third_clean_and_the_speech_on_top() -> None:

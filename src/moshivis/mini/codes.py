@@ -1,9 +1,9 @@
 """Stage `codes`: every clip through the codec's encoder; training then reads codes only.
 
 The assistant's clips are encoded once, as they are. A user's clip is encoded in several takes: at another speed, at
-another place in the codec's frames, often from another throat, and as another microphone in another room gives it. A
-model that met one take only would learn its codes by heart, not to hear. Every take is encoded after a little silence
-and with a tail of it, as it will stand in a conversation.
+another place in the codec's frames, and as another microphone in another room gives it. A model that met one take only
+would learn its codes by heart, not to hear. Every take is encoded after a little silence and with a tail of it, as it
+will stand in a conversation.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import torch
 from rich.progress import track
 
 from moshivis.codec import Mimi
-from moshivis.codec.quantizer import Codebook
 from moshivis.files import atomic_write
 from moshivis.mini import parallel
-from moshivis.mini.augment import another_throat, augment
+from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.voices import SAMPLE_RATE
 
@@ -30,9 +29,8 @@ FRAME = 1920  # samples
 # Silence before (dropped) and after (kept) each clip. The codec looks back 32 frames, and in a conversation silence
 # comes before a question: after three frames of it one in six of the question's first semantic codes is another one.
 LEAD_FRAMES, TAIL_FRAMES = 12, 10
-TAKES, SPEEDS, THROATS = 2, (0.86, 1.16), 0.6  # of a user's clip; share of takes from another throat
+TAKES, SPEEDS = 2, (0.86, 1.16)  # of a user's clip
 SILENCE_FRAMES, NUM_BACKGROUNDS = 256, 24
-NUM_ALIKE = 6
 BATCH = 16
 
 
@@ -64,7 +62,6 @@ class ClipCodes:
             for clip, part, start, speed in rows:
                 self._takes[first + int(clip)].append(Take(part, float(start), float(speed)))
         self.silence = np.load(folder / "silence.npy")  # [K, frames], digital silence
-        self.alike = np.load(folder / "alike.npy")  # [levels, bins, NUM_ALIKE], the codes most like each one
         self.backgrounds = np.load(folder / "backgrounds.npy")  # [N, K, frames], what an idle microphone gives
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -84,8 +81,6 @@ def encode_clips(codec: Mimi, clips: ClipStore, folder: Path, workers: int = 2) 
         jobs = [pool.submit(_encode_shard, shard, folder) for shard in missing]
         for job in track(as_completed(jobs), "encoding clips", total=len(jobs)):
             job.result()
-    if not (folder / "alike.npy").exists():
-        _save(folder / "alike.npy", _alike(codec))
     if not (folder / "backgrounds.npy").exists():
         _encode_silence(codec, folder)
     return ClipCodes(folder, clips)
@@ -145,22 +140,10 @@ def _hear(index: int, take: int) -> _Heard:
     if clip.role == "user":
         offset, speed = int(rng.integers(FRAME)), float(rng.uniform(*SPEEDS))
         audio = soxr.resample(audio, SAMPLE_RATE * speed, SAMPLE_RATE)
-        if rng.random() < THROATS:
-            audio = another_throat(audio, rng)
     frames = LEAD_FRAMES - (-(offset + len(audio)) // FRAME) + TAIL_FRAMES
     wave = np.zeros(frames * FRAME, np.float32)
     wave[LEAD_FRAMES * FRAME + offset :][: len(audio)] = audio
     return _Heard(index, augment(wave, rng) if clip.role == "user" else wave, offset / SAMPLE_RATE, speed)
-
-
-def _alike(codec: Mimi) -> np.ndarray:
-    """[levels, bins, NUM_ALIKE]: the other codes of a codebook that are nearest to each one, nearest first."""
-    tables = []
-    for book in codec.modules():
-        if isinstance(book, Codebook):
-            apart = torch.cdist(book.embedding, book.embedding).fill_diagonal_(float("inf"))
-            tables.append(apart.topk(NUM_ALIKE, largest=False).indices)
-    return torch.stack(tables).to(torch.uint8).numpy()
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ import numpy as np
 from moshivis.mini import grammar
 from moshivis.mini.clips import Clip
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
-from moshivis.mini.mishearing import Mishearing
 from moshivis.mini.pace import FRAME_SECONDS, usual_frames, word_starts
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn
+from moshivis.mini.recipe import CODEC
 from moshivis.mini.scenes import Scene, sample_picture
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
@@ -38,14 +38,8 @@ READ_SHARE = 0.35  # of the questions about a scene with a writing
 READ_NOTHING_SHARE = 0.3  # of the questions what is written that are left where nothing is
 INTERRUPTED_SHARE = 0.1  # of the assistant's turns
 # flite's and festival's voices are harder to understand than espeak's, and of the kind that training never hears
-VOICE_TURNS = {
-    "flite-kal": 2,
-    "flite-kal16": 2,
-    "flite-awb": 4,
-    "flite-awb-taped": 4,
-    "festival-slt-lowered": 8,
-    "espeak-crowd": 4,
-}
+VOICE_TURNS = {"flite-kal": 2, "flite-kal16": 2, "flite-awb": 4, "festival-slt-lowered": 4}
+MISHEARD_SHARE = 0.2  # at most, of the user's codes
 TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
@@ -284,7 +278,7 @@ class _Timeline:
         self.weight = np.ones(self.frames, np.float32)  # of the words in the text
         self.graded = np.ones(self.frames, bool)  # the text is a target
         self.audible = np.array([rng.random() < SILENCE_SHARE for _ in range(self.frames)])
-        self.mishearing = Mishearing(spoken.codes.alike, rng)
+        self.mishearing = rng.uniform(0.0, MISHEARD_SHARE)
         self.begin = 0  # first frame of the assistant's last turn
         self.end = 0  # first frame after everything said so far
         self.user_end = 0
@@ -348,15 +342,21 @@ class _Timeline:
         for index in clips:
             clip = self.spoken.codes.clips.clips[index]
             take = self.spoken.codes.take(index, self.rng)
-            codes, places = self.mishearing.hear(take.codes[: self.spoken.levels])
+            codes = self._misheard(take.codes[: self.spoken.levels])
             self._put(self.users, codes, at)
             for word in clip.words:
                 pieces = self.spoken.tokenizer.encode(grammar.normalise(word.text))
-                frame = at + places[int(take.when(word.end) / FRAME_SECONDS)] + HEARD_DELAY
+                frame = at + int(take.when(word.end) / FRAME_SECONDS) + HEARD_DELAY
                 if pieces and frame < self.frames:
                     self.heard[frame] = pieces[0]
             at += codes.shape[1] - TAIL_FRAMES + self.rng.choice((0, 0, 1, 1, 2, 4))
         self.user_end = self.end = at
+
+    def _misheard(self, codes: np.ndarray) -> np.ndarray:
+        """Some codes replaced by any others, so that hearing rests on all levels and frames and not on single codes."""
+        noise = np.random.default_rng(self.rng.getrandbits(32))
+        wrong = noise.random(codes.shape) < self.mishearing
+        return np.where(wrong, noise.integers(0, CODEC.quantizer.bins, codes.shape), codes)
 
     def _write(self, word: str, frame: int) -> None:
         """The pieces of a word, one a frame, from the frame where it is spoken on."""

@@ -1,10 +1,9 @@
 """The voices of the miniature world, spoken by Debian's text-to-speech programs.
 
 Users speak with eleven espeak-ng voices and three flite voices, with varying pitch and speed; flite's `rms` is kept
-out of training. The assistant has one voice, festival's `cmu_us_slt_arctic_hts` (32 kHz). Training has three more
-users: that voice, lowered, beside flite's `awb` the only one that is a model of a person's recorded sentences, as `rms`
-is; `awb`, lowered or raised; and a crowd of espeak-ng's variants. All audio becomes mono float32 at 24 kHz, trimmed of
-outer silence and brought to one loudness.
+out of training. The assistant has one voice, festival's `cmu_us_slt_arctic_hts` (32 kHz). Lowered, it is one more user
+of training: beside flite's `awb` the only one that is a model of a person's recorded sentences, as `rms` is. All audio
+becomes mono float32 at 24 kHz, trimmed of outer silence and brought to one loudness.
 
 Word times are exact for festival, which reports them, and for the other programs estimated from the share of
 characters of each word in the voiced span.
@@ -34,18 +33,12 @@ _PACKAGES = {"espeak-ng": "espeak-ng", "flite": "flite", "festival": "festival f
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """A speaker: `engine` is the program, `model` its voice name, `role` user, heldout or assistant.
-
-    Each sentence is spoken by one of `crowd`, if there are such models, and at a speed from `tape` as by a tape
-    recorder: a slow tape gives a lower voice and a longer throat, and speaking faster makes up for the time.
-    """
+    """A speaker: `engine` is the program, `model` its voice name, `role` user, heldout or assistant."""
 
     name: str
     engine: str
     model: str
     role: str
-    crowd: tuple[str, ...] = ()
-    tape: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,24 +82,8 @@ USER_VOICES = (
 )
 HELD_OUT_VOICE = Voice(name="flite-rms", engine="flite", model="rms", role="heldout")
 ASSISTANT_VOICE = Voice(name="festival-slt", engine="festival", model="cmu_us_slt_arctic_hts", role="assistant")
-LOWERED_VOICE = Voice(
-    name="festival-slt-lowered", engine="festival", model=ASSISTANT_VOICE.model, role="user", tape=(0.68, 0.92)
-)
-TAPED_VOICE = Voice(name="flite-awb-taped", engine="flite", model="awb", role="user", tape=(0.8, 1.22))
-_ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp")
-_VARIANTS = (
-    "klatt klatt2 klatt3 klatt4 klatt5 m1 m2 m4 m6 m8 f1 f2 f5 Alex Andrea Andy Annie Denis Gene Lee Mario Michael "
-    "Mike adam antonio belinda benjamin boris caleb david ed edward grandpa john linda max norbert pablo paul "
-    "quincy rob robert sandro steph travis victor"
-)
-CROWD_VOICE = Voice(
-    name="espeak-crowd",
-    engine="espeak-ng",
-    model="en-us",
-    role="user",
-    crowd=tuple(f"{accent}+{variant}" for accent in _ACCENTS for variant in _VARIANTS.split()),
-)
-TRAINING_VOICES = (*USER_VOICES, LOWERED_VOICE, TAPED_VOICE, CROWD_VOICE)
+LOWERED_VOICE = Voice(name="festival-slt-lowered", engine="festival", model=ASSISTANT_VOICE.model, role="user")
+TRAINING_VOICES = (*USER_VOICES, LOWERED_VOICE)
 
 
 def require(engine: str) -> str:
@@ -132,9 +109,8 @@ def synthesise(voice: Voice, texts: Sequence[str], rng: random.Random) -> Iterat
         speak = _speak_espeak if voice.engine == "espeak-ng" else _speak_flite
         wave = Path(folder) / "speech.wav"
         for text in texts:
-            tape = rng.uniform(*voice.tape) if voice.tape else None
-            speak(program, voice, text, wave, rng, tape or 1.0)
-            speed = tape or rng.uniform(0.88, 1.13)  # shifts the formants too: more speakers than the programs have
+            speak(program, voice, text, wave, rng)
+            speed = rng.uniform(0.88, 1.13)  # shifts the formants too: more speakers than the programs have
             audio, _ = trim(_read(wave, speed))
             yield Utterance(audio=loudness(audio), text=text, words=spread_words(text, audio), voice=voice.name)
 
@@ -151,20 +127,18 @@ def _require_model(program: str, voice: Voice) -> None:
     known = " ".join(
         subprocess.run([program, listing], capture_output=True, text=True, check=False).stdout for listing in listings
     ).split()
-    for model in voice.crowd or (voice.model,):
-        language, _, variant = model.partition("+")
-        if language not in known or (variant and f"!v/{variant}" not in known):
-            raise InputError(f"{program} has no voice '{model}': apt-get install {_PACKAGES[voice.engine]}")
+    language, _, variant = voice.model.partition("+")
+    if language not in known or (variant and f"!v/{variant}" not in known):
+        raise InputError(f"{program} has no voice '{voice.model}': apt-get install {_PACKAGES[voice.engine]}")
 
 
-def _speak_espeak(program: str, voice: Voice, text: str, wave: Path, rng: random.Random, tape: float) -> None:
-    pitch, speed = rng.randint(30, 70), round(rng.randint(135, 185) / tape)
-    model = rng.choice(voice.crowd) if voice.crowd else voice.model
-    _run([program, "-v", model, "-p", str(pitch), "-s", str(speed), "-w", str(wave), text], wave)
+def _speak_espeak(program: str, voice: Voice, text: str, wave: Path, rng: random.Random) -> None:
+    pitch, speed = rng.randint(30, 70), rng.randint(135, 185)
+    _run([program, "-v", voice.model, "-p", str(pitch), "-s", str(speed), "-w", str(wave), text], wave)
 
 
-def _speak_flite(program: str, voice: Voice, text: str, wave: Path, rng: random.Random, tape: float) -> None:
-    command = [program, "-voice", voice.model, "--setf", f"duration_stretch={rng.uniform(0.9, 1.15) * tape:.3f}"]
+def _speak_flite(program: str, voice: Voice, text: str, wave: Path, rng: random.Random) -> None:
+    command = [program, "-voice", voice.model, "--setf", f"duration_stretch={rng.uniform(0.9, 1.15):.3f}"]
     if voice.model.startswith("kal"):
         command += ["--setf", f"int_f0_target_mean={rng.uniform(85, 135):.1f}"]
     _run([*command, "-t", text, "-o", str(wave)], wave)
@@ -198,9 +172,11 @@ def _festival(
 ) -> Iterator[Utterance]:
     script = folder / "speak.scm"
     lines = [_FESTIVAL_SCRIPT.format(model=voice.model)]
-    tapes = [rng.uniform(*voice.tape) if voice.tape else 1.0 for _ in texts]
+    lowered = voice == LOWERED_VOICE
+    # A tape that runs slower gives a lower voice and a longer throat; speaking faster makes up for the time.
+    tapes = [rng.uniform(0.68, 0.92) if lowered else 1.0 for _ in texts]
     for index, text in enumerate(texts):
-        if voice.tape:
+        if lowered:
             lines.append(_FESTIVAL_TEMPO.format(model=voice.model, tempo=rng.uniform(0.9, 1.15) / tapes[index]))
         quoted = text.replace("\\", "").replace('"', "")
         lines.append(f'(speak_one "{quoted}" "{folder / str(index)}")')
