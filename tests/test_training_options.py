@@ -31,6 +31,7 @@ from moshivis.data.shard_format import picture_key
 from moshivis.errors import CheckpointError, InputError, MoshivisError, ShardError
 from moshivis.inference.conversation import EMBEDDED, Assistant, load
 from moshivis.inference.sampling import Sampling
+from moshivis.layers.attention import SelfAttention
 from moshivis.layers.rope import rotation
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
@@ -97,18 +98,21 @@ def test_compiled_blocks_change_nothing(run: Any) -> None:
 
 def test_compiled_attention_learns_the_same_in_bfloat16() -> None:
     """With vectors of 512 bits its gradients are no numbers on a CPU with AMX."""
-    attention = load_model(EMBEDDED["mini"]).model.speech_lm.backbone.layers[5].self_attn.train()
+    attention = load_model(EMBEDDED["mini"]).model.speech_lm.backbone.layers[5].self_attn
+    assert isinstance(attention, SelfAttention)
+    attention.train()
     rope = rotation(torch.arange(192)[None], attention.head_dim, 10_000.0)
     compiled = copy.deepcopy(attention)
     shorten_vectors()
     compiled.forward = torch.compile(compiled.forward)  # type: ignore[method-assign]
-    gradients = []
+    gradients: list[Tensor] = []
     for module in (attention, compiled):
         torch.manual_seed(0)
         x, wanted = (torch.randn(12, 192, attention.in_proj.in_features) for _ in range(2))
         with half_precision(torch.device("cpu")):
             said = module(x.requires_grad_(), rope=rope, mask=None)
         (said.float() - wanted).square().mean().backward()
+        assert x.grad is not None
         gradients.append(x.grad)
     scale = gradients[0].abs().max()
     torch.testing.assert_close(gradients[1] / scale, gradients[0] / scale, atol=0.03, rtol=0)
@@ -362,7 +366,8 @@ class FakeTracker(ModuleType):
 
     def __init__(self, name: str, failing: str = ""):
         super().__init__(name)
-        self.failing, self.told = failing, []
+        self.failing = failing
+        self.told: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
     def __getattr__(self, function: str) -> Callable[..., None]:
         if function not in ("init", "log", "finish"):
@@ -394,9 +399,7 @@ def test_a_hosted_tracker_is_told_the_numbers_of_one_run(
     assert tracker.told[-1][0] == "finish"
 
 
-def test_a_hosted_tracker_that_fails_costs_no_training(
-    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hosted_tracker_that_fails_costs_no_training(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", FakeTracker("wandb", failing="init"))
     with pytest.raises(InputError, match=r"report\.wandb: wandb cannot begin: no network for init"):
         run("init", report={"wandb": "project"})
