@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import io
 import json
-import math
 import resource
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +15,6 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,10 +29,7 @@ from moshivis.layers.attention import SelfAttention
 from moshivis.layers.rope import rotation
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
-from moshivis.training.checkpoint import Progress
-from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_from_dict
-from moshivis.training.report import Report
 from moshivis.training.run import train
 from moshivis.training.speed import half_precision, shorten_vectors
 from moshivis.training.validation import answer
@@ -359,95 +350,6 @@ def test_trackers(run: Any) -> None:
         if importlib.util.find_spec(package) is None:
             with pytest.raises(InputError, match=f"report.{package} needs the package {package}"):
                 run(package, report={package: "project"})
-
-
-class FakeTracker(ModuleType):
-    """A package like wandb: what it was told, and a failure if it is to fail."""
-
-    def __init__(self, name: str, failing: str = ""):
-        super().__init__(name)
-        self.failing = failing
-        self.told: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    def __getattr__(self, function: str) -> Callable[..., None]:
-        if function not in ("init", "log", "finish"):
-            raise AttributeError(function)
-
-        def call(*numbers: object, **options: object) -> None:
-            if function == self.failing:
-                raise RuntimeError(f"no network for {function}")
-            self.told.append((function, numbers, options))
-
-        return call
-
-
-@pytest.mark.parametrize("package", ["wandb", "trackio"])
-def test_a_hosted_tracker_is_told_the_numbers_of_one_run(
-    package: str, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither package is installed for tests, and both want a service."""
-    tracker = FakeTracker(package)
-    monkeypatch.setitem(sys.modules, package, tracker)
-    out = run(report={"every": 1, package: "project"}, steps=2)
-    run(report={"every": 1, package: "project"}, steps=3)
-    begun = [options for function, _, options in tracker.told if function == "init"]
-    assert [options["project"] for options in begun] == ["project"] * 2 and begun[1]["resume"] == "allow"
-    assert begun[0].get("id") == begun[1].get("id") and ("id" in begun[0]) == (package == "wandb")
-    logged = [(numbers[0], options["step"]) for function, numbers, options in tracker.told if function == "log"]
-    assert [step for _, step in logged] == [1, 2, 3]
-    assert [numbers["loss"] for numbers, _ in logged] == losses(log_of(out))
-    assert tracker.told[-1][0] == "finish"
-
-
-def test_a_hosted_tracker_that_fails_costs_no_training(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", FakeTracker("wandb", failing="init"))
-    with pytest.raises(InputError, match=r"report\.wandb: wandb cannot begin: no network for init"):
-        run("init", report={"wandb": "project"})
-    for failing in ("log", "finish"):
-        tracker = FakeTracker("wandb", failing=failing)
-        monkeypatch.setitem(sys.modules, "wandb", tracker)
-        out = run(failing, report={"every": 1, "wandb": "project"}, steps=2)
-        assert len(log_of(out)) == 2 and (out / "adapters.safetensors").exists()
-
-
-def test_mfu_is_what_is_done_of_what_can_be(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=200)
-    report = Report(Recipe(out=str(tmp_path)), begin=0, leads=True, flops_per_token=3e9, peak=1e12, console=console)
-    values = {"loss": 1.0, "text": 1.0, "audio": 1.0, "norm": 1.0, "rate": 0.1}
-    values |= {"tokens": 100, "padded": 150, "seconds": 0.5, "waiting": 0.0}
-    for step in range(1, 11):
-        report.step(Progress(step=step), values)
-    report.close()
-    (line,) = log_of(tmp_path)
-    assert line["mfu"] == pytest.approx(0.6) and line["tokens_per_second"] == pytest.approx(200)
-    assert "MFU 60%" in console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_what_is_no_number_is_null_in_the_log(tmp_path: Path) -> None:
-    report = Report(
-        Recipe(out=str(tmp_path)), begin=0, leads=True, flops_per_token=1.0, peak=None, console=Console(quiet=True)
-    )
-    values = {
-        "held_out_speech_text": math.nan,
-        "held_out_speech_gate": math.inf,
-        "held_out_speech_gates": [0.5, math.nan],
-    }
-    report.log(Progress(step=1), {**values, "rows": 3})
-    report.close()
-    (line,) = log_of(tmp_path, "rows")
-    assert {name: line[name] for name in values} == dict(zip(values, (None, None, [0.5, None]), strict=True))
-    assert line["rows"] == 3
-
-
-def test_held_out_samples_count_once_however_many_rows_are_asked_for(run: Any, packed: Path) -> None:
-    both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
-    enough, many = (
-        log_of(run(f"{rows}", validation={"every": 2, "datasets": both, "rows": rows}, steps=2), "held_out_speech_text")
-        for rows in (12, 64)
-    )
-    assert {name: value for name, value in many[0].items() if name.startswith("held_out")} == {
-        name: value for name, value in enough[0].items() if name.startswith("held_out")
-    }
 
 
 @pytest.mark.parametrize("p_audio", [0.25, 0], ids=["both kinds", "written alone"])
