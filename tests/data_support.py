@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 from PIL import Image
 
+from moshivis.commands.data import load_encoder
 from moshivis.data.sample import Kind, Sample, Speaker
+from moshivis.data.tokenize import Tokenized, tokenize
 
 RATE = 24000
 
@@ -88,3 +93,12 @@ def write_recording(path: Path, seconds: float, seed: int = 0, rate: int = RATE)
 
 def _image(number: int) -> dict[str, str]:
     return {} if number % 3 == 2 else {"image": ("red.png", "blue.png")[number % 3]}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+def pack(corpus: Path, out: Path, model: Path, **options: Any) -> Tokenized:
+    return tokenize(corpus, out, functools.partial(load_encoder, model, "cpu"), lines_a_part=3, **options)

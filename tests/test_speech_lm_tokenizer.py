@@ -1,8 +1,12 @@
 """The text tokenizer: there and back, characters that are spelt in bytes, and the stream as it grows."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moshivis.errors import CheckpointError
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextStream, TextTokenizer
 
 
@@ -30,3 +34,9 @@ def test_the_token_of_a_byte(byte_tokenizer: TextTokenizer, tiny_tokenizer: Text
         token = byte_tokenizer.of_byte(byte)
         assert token is not None and byte_tokenizer.byte(token) == bytes([byte])
         assert tiny_tokenizer.of_byte(byte) is None
+
+
+def test_an_empty_file_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(CheckpointError, match="not a readable SentencePiece model: it is empty"):
+        TextTokenizer.load(tmp_path / "tokenizer.model")

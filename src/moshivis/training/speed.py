@@ -28,8 +28,7 @@ PEAK_FLOPS = {
 def shorten_vectors() -> None:
     """Let what is compiled for a CPU from now on use vectors of 256 bits, unless a length was chosen already.
 
-    With 512 bits torch 2.13 compiles the backward pass of a bfloat16 backbone to NaN on a CPU that has AMX. It is no
-    slower with 256.
+    With 512 bits torch 2.13 compiles the backward pass of a bfloat16 backbone to NaN on a CPU that has AMX.
     """
     from torch._inductor import config  # slow, and few compile
 

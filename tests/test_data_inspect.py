@@ -1,0 +1,98 @@
+"""`moshivis data inspect`: samples looked at, of recordings and of packed folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from data_support import RATE, corpus, pack
+from moshivis.cli import main
+from moshivis.commands.data import load_encoder
+from moshivis.data.inspect import inspect_shards
+
+__all__ = ["corpus"]  # a fixture
+
+
+def test_a_line_and_its_packed_sample_look_alike(
+    corpus: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(tiny_folder)]
+    assert main(["data", "tokenize", str(corpus), str(tmp_path / "set"), *model]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "folder": str(tmp_path / "set"),
+        "speech": 6,
+        "speechless": 4,
+        "pictures": 2,
+        "seconds": 7.5,
+        "skipped": 0,
+        "mute": 0,
+        "unspelt": 0,
+    }
+    assert "packed before" not in captured.err
+    assert main(["data", "tokenize", str(corpus), str(tmp_path / "set"), *model]) == 0
+    again = capsys.readouterr()
+    assert again.out == captured.out
+    assert "It was packed before, and nothing was read again" in again.err
+    for source, out in ((corpus, tmp_path / "line"), (tmp_path / "set", tmp_path / "shard")):
+        assert main(["data", "inspect", str(source), "--index", "1", "--out", str(out), *model]) == 0
+        assert "Assistant  [0.4 s] the star" in capsys.readouterr().out
+        stereo, rate = soundfile.read(out / "sample-1.wav")
+        assert (stereo.shape, rate) == ((14 * 1920, 2), 24000)
+        with Image.open(out / "sample-1.png") as drawn:
+            assert drawn.size[0] == 1400
+            colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 24) or []}
+            assert (0, 0, 255) in colours  # the picture
+    original, _ = soundfile.read(corpus.parent / "1.wav")
+    written, _ = soundfile.read(tmp_path / "line" / "sample-1.wav")
+    assert np.abs(written[: len(original)] - original).max() < 1e-3
+
+
+def test_a_written_sample(corpus: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["data", "inspect", str(corpus), "--index", "6", "--out", str(tmp_path), "--model", str(tiny_folder)]
+    assert main([*arguments, "--form", "marked"]) == 0
+    assert "User       what colour is the star\nAssistant  the star is blue\n" in capsys.readouterr().out
+    assert (tmp_path / "sample-6.png").exists()
+    assert not (tmp_path / "sample-6.wav").exists()
+
+
+def test_what_is_inspected_is_not_replaced(corpus: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("wav", "json"):
+        (corpus.parent / f"0.{name}").rename(corpus.parent / f"sample-0.{name}")
+    corpus.write_text('{"path": "sample-0.wav", "duration": 1}\n')
+    before = (corpus.parent / "sample-0.wav").read_bytes()
+    assert main(["data", "inspect", str(corpus), "--out", str(corpus.parent), "--model", str(tiny_folder)]) == 2
+    assert "sample-0.wav would replace what is read from it" in capsys.readouterr().err
+    assert (corpus.parent / "sample-0.wav").read_bytes() == before
+    assert not (corpus.parent / "sample-0.png").exists()
+
+
+def test_samples_that_are_not_there(
+    corpus: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(corpus, tmp_path / "set", tiny_folder)
+    for source, message in ((corpus, "has 10 conversations"), (tmp_path / "set", "has 6 speech samples")):
+        arguments = ["data", "inspect", str(source), "--index", "10", "--out", str(tmp_path)]
+        assert main([*arguments, "--model", str(tiny_folder)]) == 2
+        assert message in capsys.readouterr().err
+    file = tmp_path / "set" / "speech-00000.parquet"
+    assert main(["data", "inspect", str(file), "--model", str(tiny_folder)]) == 2
+    assert f"name the folder, {file.parent}\n" in capsys.readouterr().err
+    assert main(["data", "inspect", str(tmp_path / "set")]) == 2
+    assert "was packed with another tokenizer; name its model with --model" in capsys.readouterr().err
+
+
+def test_a_recording_of_one_frame_is_packed_and_shown(tiny_folder: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "short.wav", np.full((RATE // 20, 2), 0.1), RATE)
+    (tmp_path / "short.json").write_text('{"alignments": []}')
+    corpus = tmp_path / "all.jsonl"
+    corpus.write_text('{"path": "short.wav", "duration": 0.05}\n')
+    encoder = load_encoder(tiny_folder, "cpu")
+    pack(corpus, tmp_path / "out", tiny_folder)
+    shown = inspect_shards(tmp_path / "out", 0, encoder)
+    assert shown.waves is not None and shown.waves.shape == (2, encoder.codec.config.frame_size)
