@@ -188,6 +188,7 @@ def test_an_answer_that_cannot_be_written_is_still_shown(capsys: pytest.CaptureF
     [
         ["--seconds", "0"],
         ["--seconds", "nan"],
+        ["--seconds", "1e305"],
         ["--seed", "-1"],
         ["--temperature", "-1"],
         ["--top-k", "-5"],

@@ -10,7 +10,7 @@ from moshivis import __version__
 from moshivis.commands.data_options import add_data
 from moshivis.errors import MoshivisError
 from moshivis.extras import need
-from moshivis.option_values import count, not_negative, positive, seed, some
+from moshivis.option_values import count, duration, not_negative, seed, some
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
 
@@ -111,7 +111,7 @@ def _add_talk(parser: argparse.ArgumentParser) -> None:
     results.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     how = parser.add_argument_group("how to answer")
     how.add_argument(
-        "--seconds", metavar="S", type=positive, help="longest wait for the end of a spoken answer (default: 20)"
+        "--seconds", metavar="S", type=duration, help="longest wait for the end of a spoken answer (default: 20)"
     )
     how.add_argument("--seed", metavar="N", type=seed, default=0, help="the same seed, the same answer (default: 0)")
     how.add_argument(
@@ -158,12 +158,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="a web page's origin that may use the server beside its own, as https://example.org; repeatable",
     )
     who.add_argument(
-        "--session-seconds", metavar="S", type=positive, default=3600, help="longest conversation (default: 3600)"
+        "--session-seconds", metavar="S", type=duration, default=3600, help="longest conversation (default: 3600)"
     )
     who.add_argument(
         "--idle-seconds",
         metavar="S",
-        type=positive,
+        type=duration,
         default=60,
         help="a client silent for so long is cut (default: 60)",
     )
@@ -181,7 +181,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         "--audio", metavar="FILE", action="append", default=[], help="a question, WAV, FLAC, MP3 or OGG; repeatable"
     )
     parser.add_argument("--out", metavar="FILE.wav", help="record both voices, user left and assistant right")
-    parser.add_argument("--seconds", metavar="S", type=positive, help="end after so long")
+    parser.add_argument("--seconds", metavar="S", type=duration, help="end after so long")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     server = parser.add_argument_group("the server")
     server.add_argument("--token", help="if it wants one; better given in the environment, as MOSHIVIS_TOKEN")
@@ -264,7 +264,7 @@ def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sessions", metavar="N[,N…]", default="1,2,4,8", help="conversations at once (default: 1,2,4,8)"
     )
-    parser.add_argument("--seconds", metavar="S", type=positive, default=30.0, help="of each run (default: 30)")
+    parser.add_argument("--seconds", metavar="S", type=duration, default=30.0, help="of each run (default: 30)")
     _add_model(parser, "mini")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", metavar="N", type=int, help="of the CPU, for a tick")

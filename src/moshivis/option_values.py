@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 
+LONGEST = 1e9  # seconds, 32 years
 
-def positive(text: str) -> float:
-    """A number above 0."""
+
+def duration(text: str) -> float:
+    """Seconds: a number above 0 that a clock can count."""
     value = not_negative(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
+    if not 0 < value <= LONGEST:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most {LONGEST:.0f} seconds, not {text}")
     return value
 
 

@@ -40,7 +40,7 @@ from moshivis.config import ModelConfig
 from moshivis.data.loader import Loader
 from moshivis.data.sample import Sample, Speaker
 from moshivis.data.shard_writer import write_shards
-from moshivis.devices import usable_device
+from moshivis.devices import device_type, usable_device
 from moshivis.errors import InputError
 from moshivis.inference.conversation import EMBEDDED, load
 from moshivis.presets import PRESETS
@@ -121,7 +121,7 @@ def _recipe(arguments: argparse.Namespace, folder: Path, options: dict[str, Any]
     both = [{"path": str(folder / "data"), "kind": kind} for kind in ("speech", "speechless")]
     lengths = {"max_frames": arguments.frames, "max_tokens": arguments.tokens}
     # On a CPU a loader's processes would prepare one contender's batches in the other one's turn.
-    on_cpu = arguments.device == "cpu" or (arguments.device == "auto" and not torch.cuda.is_available())
+    on_cpu = device_type(arguments.device) == "cpu"
     data = {
         "workers": 0 if on_cpu or options["precision"] == "fp32" else 2,
         "datasets": both,

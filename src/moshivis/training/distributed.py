@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from moshivis.devices import usable_device
+from moshivis.devices import device_type, usable_device
 from moshivis.training.learner import Learner
 
 BUCKET = 32 * 2**20  # numbers that are reduced at once: 128 MiB
@@ -79,7 +79,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
 def _device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = device_type(name)
     device = usable_device(f"cuda:{local_rank}" if name == "cuda" else name)
     if device.type == "cuda":
         torch.cuda.set_device(device)

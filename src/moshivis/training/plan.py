@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from moshivis.checkpoints.folder import empty_model
 from moshivis.config import BackboneConfig
+from moshivis.devices import device_type
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.backbone import Backbone
 from moshivis.training.flops import flops_per_token
@@ -153,7 +154,7 @@ def _kept_by_block(config: BackboneConfig, recipe: Recipe, rows: int, steps: int
         x = torch.zeros(rows, steps, config.dim, dtype=dtype, requires_grad=True)
     weights = {parameter.untyped_storage()._cdata for parameter in one.parameters()}
     kept: dict[int, Tensor] = {}
-    on_cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available())
+    on_cpu = device_type(recipe.device) == "cpu"
     scores = rows * config.num_heads * steps**2
 
     def keep(tensor: Tensor) -> Tensor:
