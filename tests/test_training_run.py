@@ -43,6 +43,7 @@ from training_support import (
     speech_sample,
     speechless_sample,
     start,
+    torchrun_variables,
     write_recipe,
 )
 
@@ -181,6 +182,24 @@ def test_two_runs_do_not_share_a_folder(tiny_folder: Path, packed: Path, tmp_pat
     with only_process(tmp_path, "held"), pytest.raises(InputError, match="another process is training into"):
         train(recipe(tiny_folder, packed, tmp_path), quiet=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_rank_says_that_another_run_holds_the_folder(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
+    recipe_file = write_recipe(tmp_path / "recipe.yaml", recipe_data(tiny_folder, packed, tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    with only_process(tmp_path / "run", "held"):
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "moshivis", "train", str(recipe_file)],
+                env={**os.environ, **variables},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for variables in torchrun_variables(2)
+        ]
+        said = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], said
+    assert all("another process is training into" in words for words in said)
 
 
 def test_adapters_need_pictures(

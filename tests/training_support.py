@@ -126,17 +126,25 @@ def write_recipe(path: Path, data: Mapping[str, Any]) -> Path:
     return path
 
 
-def start(data: Mapping[str, Any], rank: int = 0, ranks: int = 1, port: int = 0) -> BaseProcess:
-    """Begin a training run in a process of its own, one of `ranks` that torchrun would start."""
-    torchrun = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def start(data: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> BaseProcess:
+    """Begin a training run in a process of its own, with these environment variables."""
     set_forkserver_preload(["training_support"])  # so that not each of them imports torch
-    process = get_context("forkserver").Process(target=_train, args=(dict(data), torchrun if ranks > 1 else {}))
+    process = get_context("forkserver").Process(target=_train, args=(dict(data), dict(variables or {})))
     process.start()
     return process
 
 
-def _train(data: dict[str, Any], variables: dict[str, Any]) -> None:
-    os.environ.update({name: str(value) for name, value in variables.items()}, GLOO_SOCKET_IFNAME="lo")
+def torchrun_variables(ranks: int) -> list[dict[str, str]]:
+    """The environment variables that torchrun would give to each of `ranks` processes of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    each = [{**shared, "RANK": rank, "LOCAL_RANK": rank, "GLOO_SOCKET_IFNAME": "lo"} for rank in range(ranks)]
+    return [{name: str(value) for name, value in variables.items()} for variables in each]
+
+
+def _train(data: dict[str, Any], variables: dict[str, str]) -> None:
+    os.environ.update(variables)
     torch.set_num_threads(1)
     train(recipe_from_dict(data), quiet=False)
 
@@ -150,10 +158,7 @@ def finish(*processes: BaseProcess) -> None:
 
 def run_ranks(data: Mapping[str, Any], ranks: int) -> None:
     """A run of several processes, from its beginning to its end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    finish(*[start(data, rank, ranks, port) for rank in range(ranks)])
+    finish(*[start(data, variables) for variables in torchrun_variables(ranks)])
 
 
 def log_of(out: Path, of: str = "loss") -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ OUT/adapters.safetensors   the result, for `moshivis talk --adapters`; with trai
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,24 @@ def train(recipe: Recipe, sets: Sets | None = None, held_out: Sets | None = None
     out = Path(recipe.out)
     with joined(recipe.device) as ranks:
         out.mkdir(parents=True, exist_ok=True)
-        busy = f"another process is training into {out}; wait for it, or choose another out"
-        with only_process(out, busy) if ranks.leads else nullcontext():
+        with _alone(out, ranks):
             return _train(recipe, ranks, sets, held_out, quiet=quiet)
+
+
+@contextmanager
+def _alone(out: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the folder `out` for these ranks. Raises InputError, on all of them, if another run holds it."""
+    busy = f"another process is training into {out}; wait for it, or choose another out"
+    with ExitStack() as held:
+        taken = False
+        if ranks.leads:
+            try:
+                held.enter_context(only_process(out, busy))
+            except InputError:
+                taken = True
+        if ranks.any(taken):
+            raise InputError(busy)
+        yield
 
 
 def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | None, *, quiet: bool) -> Path:
