@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moshivis.evaluation.answers import (
-    GREETING_FRAMES,
-    PAUSE_FRAMES,
     WRITTEN_TOKENS,
     _Row,
     ask_spoken,
@@ -18,6 +16,7 @@ from moshivis.evaluation.answers import (
 )
 from moshivis.evaluation.recogniser import word_error_rate
 from moshivis.inference.sampling import Sampling
+from moshivis.inference.talk import GREETING_FRAMES, GREETING_PAUSE
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
 
@@ -91,13 +90,15 @@ def test_what_is_said_before_the_question_ends_does_not_end_the_answer() -> None
 
 @pytest.mark.parametrize("greets", [True, False])
 def test_the_question_waits_for_the_greeting(greets: bool) -> None:
+    """Its sound, too, which goes on for a while after its words."""
     row = _Row(np.ones((2, 4), np.float32))
     for frame in range(GREETING_FRAMES + 2):
         asking = row.next_frame().any()
-        row.take(7 if greets and frame == 3 else PADDING, np.zeros(4, np.float32))
+        sound = np.full(4, 0.1 if greets and 3 < frame < 10 else 0.0, np.float32)
+        row.take(7 if greets and frame == 3 else PADDING, sound)
         assert asking == (row.asked is not None and frame < row.asked + 2)
     assert row.greeted == greets
-    assert row.asked == (4 + PAUSE_FRAMES if greets else GREETING_FRAMES)
+    assert row.asked == (10 + GREETING_PAUSE if greets else GREETING_FRAMES)
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1), st.lists(st.sampled_from("abc")))

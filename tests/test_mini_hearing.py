@@ -9,10 +9,11 @@ import pytest
 
 from mini_support import FAMILIES, needs_speech
 from moshivis.mini.codes import FRAME, SPEEDS, TAIL_FRAMES, TAKES, ClipCodes
-from moshivis.mini.dialogues import TEXT_LEAD, Spoken, _Reply, _Timeline
+from moshivis.mini.dialogues import Spoken
 from moshivis.mini.pace import FRAME_SECONDS
 from moshivis.mini.recipe import CODEBOOKS
 from moshivis.mini.scenes import Scene
+from moshivis.mini.timeline import TEXT_LEAD, Reply, Timeline
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
 
 pytestmark = needs_speech
@@ -38,7 +39,7 @@ def test_words_are_heard_when_the_take_says_them(spoken_codes: ClipCodes, world_
     """Every user word that is said in time has its target, none before its sound."""
     spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
     index = next(i for i, clip in enumerate(spoken_codes.clips.clips) if clip.kind == "question")
-    line = _Timeline(spoken, random.Random(0), 0.0)
+    line = Timeline(spoken, random.Random(0), 0.0)
     line.user([index], 10)
     words = spoken_codes.clips.clips[index].words
     frames = np.flatnonzero(line.heard != PADDING)
@@ -49,10 +50,10 @@ def test_words_are_heard_when_the_take_says_them(spoken_codes: ClipCodes, world_
 def test_an_interrupted_assistant_falls_silent(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer) -> None:
     spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
     index = max(spoken.said, key=lambda i: spoken_codes[i].shape[1])
-    reply = _Reply(spoken_codes.clips.clips[index].text, [index])
+    reply = Reply(spoken_codes.clips.clips[index].text, [index])
     words_cut = 0
     for seed in range(20):
-        line = _Timeline(spoken, random.Random(seed), 0.5)
+        line = Timeline(spoken, random.Random(seed), 0.5)
         line.assistant(reply, 5)
         text, own, end = line.text.copy(), line.own.copy(), line.end
         falls_in = line.interrupt()

@@ -41,6 +41,8 @@ SCENE = Scene((SceneObject("star", "blue", "small", "top"), SceneObject("circle"
         ({"family": "count", "shape": "star"}, "The number of small objects is one.", False),
         ({"family": "count", "shape": "star"}, "There is one blue star.", True),
         ({"family": "count"}, "There are two things.", True),
+        ({"family": "count"}, "The number of stars is two.", False),
+        ({"family": "count"}, "I see two stars and circles.", True),
         ({"family": "count", "shape": "heart"}, "zero", True),
         ({"family": "count", "shape": "heart"}, "The number of hearts is zero.", True),
         ({"family": "count", "shape": "heart"}, "There are no hearts.", True),
@@ -93,3 +95,19 @@ def test_the_judge_minds_facts_not_words(fields: dict[str, Any], text: str, righ
     turn = answer(Query(**fields), SCENE)
     assert turn is not None
     assert judge(turn, text) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("The number of stars is two.", True),
+        ("There are two.", True),
+        ("The number of blue stars is two.", False),
+        ("I see two big stars.", True),
+        ("The number of stars is one.", False),
+    ],
+)
+def test_a_number_is_that_of_the_things_named(text: str, right: bool) -> None:
+    scene = Scene((SceneObject("star", "blue", "big", "top"), SceneObject("star", "red", "big", "left")), "white")
+    turn = answer(Query(family="count", shape="star"), scene)
+    assert turn is not None and judge(turn, text) is right

@@ -14,18 +14,19 @@ from torch.multiprocessing.spawn import ProcessException
 
 from mini_support import FAMILIES, needs_speech
 from moshivis.errors import CheckpointError, InputError, MoshivisError
-from moshivis.mini import dialogues, grammar, parallel
+from moshivis.mini import batches, dialogues, grammar, parallel
 from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
 from moshivis.mini.build import Build
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
-from moshivis.mini.dialogues import BREATH, TEXT_LEAD, Spoken, _Reply, _Timeline
+from moshivis.mini.dialogues import Spoken
 from moshivis.mini.language_training import SPOKEN_ROWS, WRITTEN_ROWS
 from moshivis.mini.pace import word_starts
 from moshivis.mini.pictures import ATTRIBUTES, draw
-from moshivis.mini.questions import Query
+from moshivis.mini.questions import Query, Turn
 from moshivis.mini.recipe import CODEBOOKS, TOKENS, mini
 from moshivis.mini.scenes import Scene, SceneObject, sample_scene
 from moshivis.mini.stage import Stage
+from moshivis.mini.timeline import BREATH, TEXT_LEAD, Reply, Timeline
 from moshivis.mini.writing import Writing
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextTokenizer
@@ -35,7 +36,7 @@ from moshivis.training.recipe_file import read_recipe
 @needs_speech
 def test_spoken_dialogue_holds_the_clips_where_it_says(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer) -> None:
     spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
-    sample = spoken.with_picture(Scene(()), random.Random(1), FAMILIES)
+    sample = spoken.with_picture(Scene(()), random.Random(2), FAMILIES)
     assert sample.own.shape == sample.user.shape == (CODEBOOKS, 300)
     text = world_tokenizer.decode(sample.text)
     assert text.startswith(grammar.GREETINGS[0])
@@ -98,8 +99,8 @@ def test_a_recital_does_not_grade_how_facts_begin(
 def test_words_come_at_the_even_pace(spoken_codes: ClipCodes, world_tokenizer: TextTokenizer, speaking: float) -> None:
     spoken = Spoken(spoken_codes, world_tokenizer, 300, CODEBOOKS, padding_weight=0.3)
     text = "The capital of Italy is Rome."
-    line = _Timeline(spoken, random.Random(0), speaking)
-    line.assistant(_Reply(text, [spoken.answers[text]]), at=5)
+    line = Timeline(spoken, random.Random(0), speaking)
+    line.assistant(Reply(text, [spoken.answers[text]]), at=5)
     words = spoken_codes.clips.clips[spoken.answers[text]].words
     for word, start in zip(words, word_starts(words, spoken.pace), strict=True):
         assert line.text[5 + start] == world_tokenizer.encode(word.text)[0]
@@ -111,7 +112,7 @@ def test_a_claim_is_repeated_before_the_answer(spoken_codes: ClipCodes, world_to
     turn = grammar.answer(Query(family="yes_no", shape="star", claim="green"), Scene(()))
     reply = spoken._reply(turn)
     assert reply is not None
-    line = _Timeline(spoken, random.Random(0), speaking=1.0)
+    line = Timeline(spoken, random.Random(0), speaking=1.0)
     line.assistant(reply, at=5)
     assert world_tokenizer.decode(line.text) == "Green? The star is not there, so no."
     first, second = (spoken_codes[index] for index in reply.clips)
@@ -142,6 +143,43 @@ def test_spoken_batch_predicts_what_is_said_next(spoken_codes: ClipCodes, world_
     for row in whole:
         user = torch.from_numpy(samples[row].user[0, 1:frames])
         assert torch.equal(batch.inputs[row, 1 + CODEBOOKS, 1:], user)
+
+
+@needs_speech
+@pytest.mark.parametrize("start, taught", [(0, 0), (20, 0), (21, 60), (60, 60), (61, 221)])
+def test_nothing_is_taught_about_a_scene_that_was_cut_off(
+    start: int, taught: int, spoken_codes: ClipCodes, world_tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two scenes, told from frames 20 and 60 on: the frame from which on words are targets, by where it is cut."""
+    frames, config = 160, mini(len(world_tokenizer)).speech_lm
+    spoken = Spoken(spoken_codes, world_tokenizer, frames + EXTRA_FRAMES, CODEBOOKS, padding_weight=0.3)
+    line = Timeline(spoken, random.Random(0), speaking=0.0)
+    question = next(i for i, clip in enumerate(spoken_codes.clips.clips) if clip.kind == "question")
+    line.user([question], 4)
+    assert line.sample().tellings == ()
+    told = replace(line.sample(), tellings=(20, 60))
+    monkeypatch.setattr(batches, "MID_STREAM", float(start > 0))
+    monkeypatch.setattr(random.Random, "randint", lambda rng, low, high: start)
+    batch = spoken_batch([told], config, frames, random.Random(0))
+    first = max(taught - start, 0)
+    assert not batch.text_weight[0, :first].any() and (batch.text_weight[0, first:] > 0).all()
+
+
+@needs_speech
+def test_a_claim_is_not_given_up_for_a_question_that_has_more_clips(
+    spoken_codes: ClipCodes, world_tokenizer: TextTokenizer
+) -> None:
+    spoken = Spoken(spoken_codes, world_tokenizer, 200, CODEBOOKS, padding_weight=0.3)
+    unclaimed = next(query for _, query in spoken.questions if query.claim is None)
+    unspoken, claimed = (Query(family="yes_no", shape="star", claim=claim) for claim in ("blue", "green"))
+    drawn = iter((unspoken, unclaimed, unclaimed, claimed))
+
+    def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
+        return grammar.answer(next(drawn), scene)
+
+    found = spoken._question(spoken.voices[0], "yes_no", Scene(()), random.Random(0), ask)
+    assert found is not None
+    assert [spoken_codes.clips.clips[index].query.claim for index in found[0]] == ["green"]
 
 
 def test_written_samples_read_back(world_tokenizer: TextTokenizer) -> None:

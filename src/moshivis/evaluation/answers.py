@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from moshivis.adapters.gated_cross_attention import ImageKV
+from moshivis.inference.activity import AUDIBLE, loudness
 from moshivis.inference.duplex import Duplex
 from moshivis.inference.sampling import Sampling
+from moshivis.inference.talk import GREETING_FRAMES, GREETING_PAUSE
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, SPECIAL, TextTokenizer
 
-GREETING_FRAMES = 56  # the question starts at the latest now
-PAUSE_FRAMES = 8  # this long without a word ends a sentence
+WORD_PAUSE = 14  # frames without a word after which a spoken answer has ended
 ANSWER_FRAMES = 150  # an answer that is not over by now runs away; four things take up to 107 frames to describe
 WRITTEN_TOKENS = 48  # of a greeting or an answer, at most
 
@@ -62,6 +63,8 @@ class _Row:
         self.frame = 0
         self.asked: int | None = None  # frame at which the question started
         self.last_word = -1
+        self.spoke = False
+        self.pause = 0  # frames without word and sound
         self.tokens: list[tuple[int, int]] = []
         self.first: int | None = None
         self.audio: list[np.ndarray] = []
@@ -73,8 +76,8 @@ class _Row:
         return -1 if self.asked is None else self.frame - self.asked - len(self.question)
 
     def next_frame(self) -> np.ndarray:
-        greeted = 0 <= self.last_word < self.frame - PAUSE_FRAMES
-        if self.asked is None and (greeted or self.frame >= GREETING_FRAMES):
+        heard_out = self.spoke and self.pause >= GREETING_PAUSE
+        if self.asked is None and (heard_out or self.frame >= GREETING_FRAMES):
             self.asked, self.greeted = self.frame, self.last_word >= 0
         position = -1 if self.asked is None else self.frame - self.asked
         inside = 0 <= position < len(self.question)
@@ -83,6 +86,9 @@ class _Row:
     def take(self, token: int, audio: np.ndarray) -> None:
         if token not in SPECIAL:
             self.last_word = self.frame
+        silent = token in SPECIAL and loudness(audio) < AUDIBLE
+        self.spoke |= not silent
+        self.pause = self.pause + 1 if silent else 0
         if self.asked is not None and not self.over:
             if self.answering >= 0:
                 self.audio.append(audio)
@@ -90,7 +96,7 @@ class _Row:
                 self.tokens.append((self.answering, token))
                 self.first = self.answering if self.first is None else self.first
             quiet_since = max(self.last_word, self.asked + len(self.question))
-            self.ended = bool(self.tokens) and self.frame - quiet_since >= PAUSE_FRAMES + 6
+            self.ended = bool(self.tokens) and self.frame - quiet_since >= WORD_PAUSE
             self.over = self.ended or self.answering >= ANSWER_FRAMES
         self.frame += 1
 

@@ -20,7 +20,6 @@ from moshivis.data.cut import cut, cut_points
 from moshivis.data.sample import Dataset, Kind, Sample, Speaker
 from moshivis.mini import parallel
 from moshivis.mini.dialogues import HARD, SCENE_FAMILIES, Spoken
-from moshivis.mini.dialogues import Sample as MiniSample
 from moshivis.mini.grammar import FAMILIES
 from moshivis.mini.language_training import Sources
 from moshivis.mini.pictures import Pictures, open_pictures
@@ -28,6 +27,7 @@ from moshivis.mini.questions import SCENELESS_FAMILIES
 from moshivis.mini.recipe import FRAMES, TOKENS
 from moshivis.mini.scenes import Scene
 from moshivis.mini.stage import Stage
+from moshivis.mini.timeline import Sample as MiniSample
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.tokenizer import PADDING
 from moshivis.training.recipe_file import read_recipe

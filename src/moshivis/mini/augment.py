@@ -28,7 +28,7 @@ def augment(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def add_noise(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """White, pink or humming noise, 15 to 40 dB below the speech."""
+    """White, pink or humming noise, 15 to 40 dB below the sound, the silence around the speech included."""
     count = len(audio)
     kind = rng.integers(3)
     if kind == 2:

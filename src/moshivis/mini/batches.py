@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from moshivis.config import SpeechLMConfig
-from moshivis.mini.dialogues import IGNORE, Sample
+from moshivis.mini.timeline import IGNORE, Sample
 from moshivis.speech_lm.streams import ZERO_TOKEN, apply_delays, model_inputs
 from moshivis.speech_lm.tokenizer import PADDING
 
@@ -35,7 +35,7 @@ class Batch:
 def spoken_batch(samples: list[Sample], config: SpeechLMConfig, frames: int, rng: random.Random) -> Batch:
     """Samples of frames + EXTRA_FRAMES frames, each cut to `frames`: most from the start, some from the middle."""
     starts = [rng.randint(1, EXTRA_FRAMES) if rng.random() < MID_STREAM else 0 for _ in samples]
-    whole = _stack(samples, config)
+    whole = _stack([_taught_from(start, sample) for start, sample in zip(starts, samples, strict=True)], config)
     index = torch.tensor(starts)[:, None] + torch.arange(frames)
 
     def cut(x: Tensor) -> Tensor:
@@ -43,6 +43,16 @@ def spoken_batch(samples: list[Sample], config: SpeechLMConfig, frames: int, rng
         return x.gather(-1, where)
 
     return Batch(**{name: cut(value) for name, value in vars(whole).items()})
+
+
+def _taught_from(start: int, sample: Sample) -> Sample:
+    """Without text targets about a scene of which some is told before `start`: there would be nothing but to guess."""
+    later = [frame for frame in sample.tellings if frame >= start]
+    if len(later) == len(sample.tellings):
+        return sample
+    weight = sample.weight.copy()
+    weight[: later[0] if later else None] = 0.0
+    return replace(sample, weight=weight)
 
 
 def written_batch(samples: list[Sample], config: SpeechLMConfig) -> Batch:

@@ -115,7 +115,8 @@ def train_voice(
 
 class _Trainer:
     def __init__(self, codec: Mimi, clips: ClipStore, teacher: Callable[[], Recogniser], device: torch.device):
-        self.codec, self.teacher, self.device = codec, functools.cache(teacher), device
+        self.codec, self.device = codec, device
+        self.teacher = functools.cache(lambda: teacher().to(device))
         self.student = nn.Conv1d(codec.config.dimension, RECOGNISER_WIDTH, 1).to(device)
         parameters = [*codec.parameters(), *self.student.parameters()]
         self.optimiser = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.8, 0.99), weight_decay=1e-3)

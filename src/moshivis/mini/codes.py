@@ -26,9 +26,9 @@ from moshivis.mini.clips import ClipStore
 from moshivis.mini.voices import SAMPLE_RATE
 
 FRAME = 1920  # samples
-# Silence before (dropped) and after (kept) each clip. The codec looks back 32 frames, and in a conversation silence
-# comes before a question: after three frames of it one in six of the question's first semantic codes is another one.
-LEAD_FRAMES, TAIL_FRAMES = 12, 10
+# Silence before (dropped) and after (kept) each clip. The codec looks back 16 frames and a little, and silence comes
+# before a question in a conversation: after three frames of it one in six of its first semantic codes is another one.
+LEAD_FRAMES, TAIL_FRAMES = 18, 10
 TAKES, SPEEDS = 2, (0.86, 1.16)  # of a user's clip
 SILENCE_FRAMES, NUM_BACKGROUNDS = 256, 24
 BATCH = 16

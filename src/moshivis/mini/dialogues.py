@@ -11,36 +11,30 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import replace
 
 from moshivis.mini import grammar
 from moshivis.mini.clips import Clip
-from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
-from moshivis.mini.pace import FRAME_SECONDS, usual_frames, word_starts
+from moshivis.mini.codes import ClipCodes
+from moshivis.mini.pace import usual_frames
 from moshivis.mini.questions import SCENELESS_FAMILIES, Query, Turn
-from moshivis.mini.recipe import CODEC
 from moshivis.mini.scenes import Scene, sample_picture
-from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
+from moshivis.mini.timeline import TELLING, Reply, Sample, Timeline
+from moshivis.speech_lm.tokenizer import TextTokenizer
 
-IGNORE = -100  # targets that carry no loss
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
 HARD = (*["yes_no"] * 3, *["count"] * 2, *["place"] * 2)  # asked so many times more often: they teach least
 SPOKEN_SCENELESS = (*SCENELESS_FAMILIES, "knowledge")  # as often as they stand here: facts have the most rare words
-HEARD_DELAY = 2  # frames after a user's word ends at which it should have been heard
 # Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
 # about several times: finding the right one of two objects is what takes longest to learn.
 TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.25
-TELLING = ("there", "and", "there_text", "and_text")  # kinds of clips that tell scenes
 WRITING_SHARE = 0.25  # of told scenes
 READ_SHARE = 0.35  # of the questions about a scene with a writing
 READ_NOTHING_SHARE = 0.3  # of the questions what is written that are left where nothing is
 INTERRUPTED_SHARE = 0.1  # of the assistant's turns
+HESITATION_SHARE = 0.12  # of the user's turns
 # flite's and festival's voices are harder to understand than espeak's, and of the kind that training never hears
 VOICE_TURNS = {"flite-kal": 2, "flite-kal16": 2, "flite-awb": 4, "festival-slt-lowered": 4}
-MISHEARD_SHARE = 0.2  # at most, of the user's codes
-TEXT_LEAD = 3  # frames by which the assistant's words precede their sound
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
 # either how to say an answer, or which one: then its own channel holds a recording of another answer. (When its words
@@ -50,35 +44,12 @@ SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn 
 # than anybody speaks: looking things up and comparing is learnt from many times as many examples. The first words of a
 # fact, most of what only a question could tell, are no targets: little is learnt of when to speak, or about what.
 RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.4
-RECITED, OPENING_WORDS = 10, 2
+RECITED = 10
 DESCRIBED_FIRST_SHARE = 0.2  # of the pictures of three or more things: later, a description would not be heard out
 RECITED_WITH_PICTURE = ("colour", "shape", "size", *["place", "count", "yes_no", "describe"] * 2)  # looking, foremost
-# The word after "so" is the only one of an answer that needs a comparison. It is rare among the others and learnt last.
-VERDICT_WEIGHT = 4.0
-BREATH = 2  # frames between a repeated claim and the answer
 ATTEMPTS = 20  # at a question that a voice has a clip of
-SILENCE_SHARE = 0.12  # of the frames in which nobody means the assistant to speak: they train its audio too
 
-
-@dataclass(frozen=True)
-class Sample:
-    """A conversation of T frames (or, written, T tokens)."""
-
-    text: np.ndarray  # [T] the text stream
-    own: np.ndarray  # [K, T] the assistant's codes, -1 where there is no audio
-    user: np.ndarray  # [K, T]
-    heard: np.ndarray  # [T] user words where they have been heard, for the auxiliary loss
-    weight: np.ndarray  # [T] weight of the text target
-    audible: np.ndarray  # [T] bool, frames whose own audio is a target
-
-
-@dataclass(frozen=True)
-class _Reply:
-    text: str
-    clips: list[int]  # whose words, one after the other, are those of the text
-
-
-_Turn = tuple[list[int], _Reply]  # clips that ask, and the reply
+_Turn = tuple[list[int], Reply]  # clips that ask, and the reply
 _Ask = Callable[[Scene, str, random.Random], Turn | None]
 
 
@@ -173,10 +144,9 @@ class Spoken:
                 continue
             clips, reply = found
             falls_in = line.interrupt() if rng.random() < INTERRUPTED_SHARE else None
-            line.user(clips, falls_in or line.end + rng.randint(2, 14))
+            silent = rng.randint(2, 14) + (rng.randint(10, 60) if rng.random() < HESITATION_SHARE else 0)
+            line.user(clips, falls_in or line.end + silent)
             line.assistant(reply, line.user_end + rng.randint(1, 4))
-            if rng.random() < 0.1:
-                line.end += rng.randint(10, 40)
         return line.sample()
 
     def _recital(self, scene: Scene | None, rng: random.Random) -> Sample:
@@ -194,11 +164,11 @@ class Spoken:
             line.recite(grammar.scene_facts(about, rng, RECITED, families), line.end + rng.randint(1, 8))
         return line.sample()
 
-    def _opened(self, rng: random.Random, speaking: float) -> tuple[_Timeline, str]:
+    def _opened(self, rng: random.Random, speaking: float) -> tuple[Timeline, str]:
         """A conversation that the assistant's greeting opens, and the user's voice."""
-        line = _Timeline(self, rng, speaking)
+        line = Timeline(self, rng, speaking)
         greeting = rng.choice(self.greetings)
-        line.assistant(_Reply(self.codes.clips.clips[greeting].text, [greeting]), rng.randint(1, 5))
+        line.assistant(Reply(self.codes.clips.clips[greeting].text, [greeting]), rng.randint(1, 5))
         return line, rng.choice(self.voices)
 
     def _told(self, voice: str, rng: random.Random) -> tuple[list[int], Scene | None]:
@@ -206,7 +176,7 @@ class Spoken:
         kinds = ["", *["and"] * (rng.choice((1, 2, 2, 2, 3)) - 1)]
         if rng.random() < WRITING_SHARE:
             kinds[rng.randrange(len(kinds))] += "_text"
-        kinds = ["there" + kinds[0], *(kind if kind.startswith("and") else "and" + kind for kind in kinds[1:])]
+        kinds[0] = "there" + kinds[0]
         clips = [rng.choice(self.phrases[voice, kind]) for kind in kinds]
         told = [self.codes.clips.clips[i] for i in clips]
         writing = next((clip.writing for clip in told if clip.writing), None)
@@ -217,21 +187,28 @@ class Spoken:
         return clips, Scene(objects, writing=writing)
 
     def _question(self, voice: str, family: str, scene: Scene, rng: random.Random, asking: _Ask) -> _Turn | None:
-        """A clip that asks what `asking` asks about the scene, in whatever words, and the clips of the answer."""
+        """A clip that asks what `asking` asks about the scene, in whatever words, and the clips of the answer.
+
+        Whether something is claimed stays as it was drawn at first: of claims a voice has the fewest clips.
+        """
+        claims: bool | None = None
         for _ in range(ATTEMPTS):
             turn = asking(scene, family, rng)
             if turn is None:
+                continue
+            claims = bool(turn.query.claim) if claims is None else claims
+            if bool(turn.query.claim) != claims:
                 continue
             clips, reply = self.questions.get((voice, _content(turn.query))), self._reply(turn)
             if clips and reply:
                 return [rng.choice(clips)], reply
         return None
 
-    def _reply(self, turn: Turn | None) -> _Reply | None:
+    def _reply(self, turn: Turn | None) -> Reply | None:
         if turn is None:
             return None
         clips = [self.answers.get(text) for text in grammar.spoken_parts(turn)]
-        return None if None in clips else _Reply(turn.answer, [clip for clip in clips if clip is not None])
+        return None if None in clips else Reply(turn.answer, [clip for clip in clips if clip is not None])
 
     def other(self, index: int, rng: random.Random) -> int:
         """Another of the assistant's clips: one that begins like clip `index`, if there is one."""
@@ -247,11 +224,6 @@ def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
     return None if turn is None or (turn.facts["missing"] and rng.random() < 0.5) else turn
 
 
-def word_weight(before: str) -> float:
-    """Weight of a word that the assistant says after the word `before`."""
-    return VERDICT_WEIGHT if before == "so" else 1.0
-
-
 def _content(query: Query) -> Query:
     """What a query asks, however it is put: the answer does not depend on more."""
     return replace(query, phrasing=0, choices=())
@@ -259,131 +231,6 @@ def _content(query: Query) -> Query:
 
 def _opening(clip: Clip) -> str:
     return clip.kind if clip.kind == "repeated_claim" else " ".join([clip.kind, *clip.text.split()[:2]])
-
-
-class _Timeline:
-    """Two channels being filled with clips, from left to right."""
-
-    def __init__(self, spoken: Spoken, rng: random.Random, speaking: float):
-        self.spoken, self.rng = spoken, rng
-        self.speaking_turns = speaking
-        self.frames, levels = spoken.frames, spoken.levels
-        silence, rooms = spoken.codes.silence[:levels], spoken.codes.backgrounds[:, :levels]
-        room = rooms[0] if rng.random() < 0.4 else rooms[rng.randrange(len(rooms))]
-        self.silence = _tile(silence, self.frames, 8)
-        self.own = self.silence.copy()
-        self.users = _tile(room, self.frames, rng.randrange(64))
-        self.text = np.full(self.frames, PADDING)
-        self.heard = np.full(self.frames, PADDING)
-        self.weight = np.ones(self.frames, np.float32)  # of the words in the text
-        self.graded = np.ones(self.frames, bool)  # the text is a target
-        self.audible = np.array([rng.random() < SILENCE_SHARE for _ in range(self.frames)])
-        self.mishearing = rng.uniform(0.0, MISHEARD_SHARE)
-        self.begin = 0  # first frame of the assistant's last turn
-        self.end = 0  # first frame after everything said so far
-        self.user_end = 0
-        self.cursor = 0  # first frame of the text stream that is still free
-        self.last_word = ""
-
-    def assistant(self, reply: _Reply, at: int) -> None:
-        self.begin, words = at, iter(reply.text.split())
-        teaches_to_speak = self.rng.random() < self.speaking_turns
-        for index in reply.clips:
-            frames = self.spoken.codes[index].shape[1]
-            heard = index if teaches_to_speak else self.spoken.other(index, self.rng)
-            self._put(self.own, self.spoken.codes[heard][: self.spoken.levels, :frames], at + TEXT_LEAD)
-            self.audible[at + TEXT_LEAD : at + TEXT_LEAD + frames] = teaches_to_speak
-            for start in word_starts(self.spoken.codes.clips.clips[index].words, self.spoken.pace):
-                self._write(next(words), at + start)
-            at += frames - TAIL_FRAMES
-            if self.spoken.codes.clips.clips[index].kind == "repeated_claim":
-                at += BREATH
-        self.end = max(at, self.cursor) + TEXT_LEAD
-        if teaches_to_speak:
-            self.graded[max(0, self.begin - 1) : max(at, self.cursor)] = False
-
-    def recite(self, facts: list[str], at: int) -> None:
-        """Facts in the text stream only; in the assistant's own channel something else is said meanwhile."""
-        own, pauses = at + TEXT_LEAD, self.rng.choice(((0,), (0, 1), (0, 1, 1, 2), (0, 1, 2, 2, 3, 4)))
-        opening = at - 1
-        for fact in facts:
-            words = f"{grammar.capitalise(fact)}.".split()
-            claimed = max((number for number, word in enumerate(words, start=1) if word.endswith("?")), default=0)
-            for number, word in enumerate(words, start=1):
-                self._write(word, at)
-                at = self.cursor + self.rng.choice(pauses)
-                if number == claimed + OPENING_WORDS:
-                    self.graded[opening:at] = False
-            opening = self.cursor
-            at += self.rng.randint(0, 3)
-        self.end = at + TEXT_LEAD
-        self.audible[own : self.end] = False
-        while own < self.end:
-            codes = self.spoken.codes[self.rng.choice(self.spoken.said)][: self.spoken.levels]
-            self._put(self.own, codes[:, : self.end - own], own)
-            own += codes.shape[1]
-
-    def interrupt(self) -> int | None:
-        """Cut the assistant's last turn short; returns the frame where the user falls in, None if it is too short."""
-        end = min(self.end, self.frames)
-        if end - self.begin < 24:
-            return None
-        falls_in = self.rng.randint(self.begin + 8, end - 10)
-        stop = falls_in + self.rng.randint(3, 6)
-        if self.text[stop - 1] == END_OF_PADDING:
-            self.text[stop - 1] = PADDING
-        self.text[stop:] = PADDING
-        self.graded[stop:] = True
-        self.own[:, stop + TEXT_LEAD :] = self.silence[:, stop + TEXT_LEAD :]
-        self.cursor = stop
-        return falls_in
-
-    def user(self, clips: list[int], at: int) -> None:
-        for index in clips:
-            clip = self.spoken.codes.clips.clips[index]
-            take = self.spoken.codes.take(index, self.rng)
-            codes = self._misheard(take.codes[: self.spoken.levels])
-            self._put(self.users, codes, at)
-            for word in clip.words:
-                pieces = self.spoken.tokenizer.encode(grammar.normalise(word.text))
-                frame = at + int(take.when(word.end) / FRAME_SECONDS) + HEARD_DELAY
-                if pieces and frame < self.frames:
-                    self.heard[frame] = pieces[0]
-            at += codes.shape[1] - TAIL_FRAMES + self.rng.choice((0, 0, 1, 1, 2, 4))
-        self.user_end = self.end = at
-
-    def _misheard(self, codes: np.ndarray) -> np.ndarray:
-        """Some codes replaced by any others, so that hearing rests on all levels and frames and not on single codes."""
-        noise = np.random.default_rng(self.rng.getrandbits(32))
-        wrong = noise.random(codes.shape) < self.mishearing
-        return np.where(wrong, noise.integers(0, CODEC.quantizer.bins, codes.shape), codes)
-
-    def _write(self, word: str, frame: int) -> None:
-        """The pieces of a word, one a frame, from the frame where it is spoken on."""
-        frame = max(frame, self.cursor)
-        if frame >= self.frames:
-            return
-        if frame > self.cursor or frame == 0:
-            self.text[max(0, frame - 1)] = END_OF_PADDING
-        for piece in self.spoken.tokenizer.encode(word):
-            if frame < self.frames:
-                self.text[frame] = piece
-                self.weight[frame] = word_weight(self.last_word)
-            frame += 1
-        self.cursor, self.last_word = frame, word
-
-    def _put(self, channel: np.ndarray, codes: np.ndarray, at: int) -> None:
-        count = max(0, min(codes.shape[1], self.frames - at))
-        channel[:, at : at + count] = codes[:, :count]
-
-    def sample(self) -> Sample:
-        weight = np.where(self.text == PADDING, self.spoken.padding_weight, self.weight) * self.graded
-        return Sample(self.text, self.own, self.users, self.heard, weight.astype(np.float32), self.audible)
-
-
-def _tile(codes: np.ndarray, frames: int, start: int) -> np.ndarray:
-    """[K, F] repeated along time to [K, frames], from frame `start` on."""
-    return codes[:, (start + np.arange(frames)) % codes.shape[1]].astype(np.int64)
 
 
 def choose_family(scene: Scene, rng: random.Random, families: tuple[str, ...]) -> str:

@@ -143,7 +143,7 @@ _OUTLINES = {
 
 
 def _random_size(rng: random.Random) -> tuple[int, int]:
-    """Mostly about square and 96 to 256 pixels, now and then up to the limits, or to 3:1."""
+    """Mostly about square and 96 to 300 pixels, now and then up to the limits, or to 3:1."""
     long_side = math.exp(rng.uniform(math.log(96), math.log(300 if rng.random() < 0.9 else MAX_SIDE)))
     limits = rng.choices(((1.0, 1.0), (0.75, 1.0), (0.5, 1.0), (1 / 3, 0.5)), (5, 2, 2, 1))[0]
     sides = [max(MIN_SIDE, min(MAX_SIDE, round(side))) for side in (long_side, long_side * rng.uniform(*limits))]

@@ -115,8 +115,8 @@ _ATTEMPTS = 40
 def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
     """A question of the family about the scene, with its answer; None if the scene admits none.
 
-    Of most families one question in ten asks about something that is not there, of yes_no and misleading two, of count
-    one in twenty; half of the yes_no questions are answered by yes.
+    Of most families one question in ten asks about something that is not there, of misleading two, of yes_no three, of
+    count one in twenty; half of the yes_no questions are answered by yes.
     """
     for _ in range(_ATTEMPTS):
         query = sample_query(family, rng, scene)
@@ -320,7 +320,7 @@ def _read_answers() -> Iterator[str]:
 
 
 def all_questions(rng: random.Random, count: int) -> list[Query]:
-    """`count` distinct queries over all families, for a voice to speak."""
+    """`count` queries over all families, for a voice to speak; only those of small families come more than once."""
     weights = Counter(colour=15, shape=13, size=8, count=12, place=12, yes_no=15, misleading=7, knowledge=14)
     weights.update(small_talk=3, repeat=5, describe=2, read=4)
     families = list(weights)

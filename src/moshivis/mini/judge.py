@@ -189,11 +189,12 @@ def _judge_count(query: Query, facts: dict[str, Any], claims: Claims) -> bool:
         stated = {1}  # "There is a star."
     elif claims.negated:
         return False
-    named = claims.denied if number == 0 and claims.negated else claims.stated
-    fits = all(named.get(kind, set()) <= set(facts["allowed"][kind]) for kind in ("shape", "colour", "size"))
-    asked = named_attributes(query)
-    if any(named.get(kind) for kind in ("shape", "colour", "size")):
-        fits &= all(set(values) <= named.get(kind, set()) for kind, values in asked.items())
+    said = claims.denied if number == 0 and claims.negated else claims.stated
+    named = {kind: said[kind] for kind in ("shape", "colour", "size") if said.get(kind)}
+    fits = all(values <= set(facts["allowed"][kind]) for kind, values in named.items())
+    if named:
+        fits &= all(set(values) <= named.get(kind, set()) for kind, values in named_attributes(query).items())
+        fits &= number == sum(all(thing[kind] in named[kind] for kind in named) for thing in facts["present"])
     return stated == {number} and fits
 
 

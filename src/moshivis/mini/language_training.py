@@ -21,9 +21,10 @@ from moshivis.mini import parallel
 from moshivis.mini.batches import EXTRA_FRAMES, Batch, heard_weight, spoken_batch, written_batch
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.codes import ClipCodes
-from moshivis.mini.dialogues import IGNORE, Spoken
+from moshivis.mini.dialogues import Spoken
 from moshivis.mini.recipe import CODEBOOKS, FRAMES, TOKENS
 from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.mini.timeline import IGNORE
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer

@@ -13,19 +13,17 @@ import numpy as np
 
 from moshivis.mini import grammar
 from moshivis.mini.dialogues import (
-    IGNORE,
     RETOLD_SHARE,
     SCENE_FAMILIES,
     SCENELESS_SHARE,
     TOLD_SHARE,
     WRITING_SHARE,
-    Sample,
     ask,
     choose_family,
-    word_weight,
 )
 from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
 from moshivis.mini.scenes import Scene, said_scene, sample_picture, sample_scene, sample_written_scene
+from moshivis.mini.timeline import IGNORE, Sample, word_weight
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 
 # In writing, much of pretraining is a scene followed by facts about it, as answers tell them, but without questions:
