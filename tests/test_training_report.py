@@ -14,10 +14,12 @@ import pytest
 from rich.console import Console
 
 from moshivis.errors import InputError
+from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.training.checkpoint import Progress
 from moshivis.training.recipe import Recipe
 from moshivis.training.report import Report
-from training_support import PATIENCE, log_of, losses, packed, run
+from training_support import PATIENCE, log_of, losses, pack, packed, picture, run
 
 __all__ = ["packed", "run"]  # fixtures
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
@@ -99,6 +101,17 @@ def test_what_is_no_number_is_null_in_the_log(tmp_path: Path) -> None:
     (line,) = log_of(tmp_path, "rows")
     assert {name: line[name] for name in values} == dict(zip(values, (None, None, [0.5, None]), strict=True))
     assert line["rows"] == 3
+
+
+def test_samples_that_a_validation_skips_are_counted_for_it_alone(
+    run: Any, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    files = {"red": picture("red"), "blue": picture("blue")[:-30]}
+    folder = pack(tmp_path / "damaged", tiny_model, tiny_tokenizer, picture=files.__getitem__)
+    held_out = {"every": 1, "datasets": [{"path": str(folder), "kind": "speech"}], "rows": 4}
+    out = run("skip", data__on_corrupt="skip", validation=held_out, steps=3)
+    counts = [line["held_out_speech_skipped"] for line in log_of(out, "held_out_speech_text")]
+    assert len(counts) == 3 and counts[0] > 0 and len(set(counts)) == 1
 
 
 def test_held_out_samples_count_once_however_many_rows_are_asked_for(run: Any, packed: Path) -> None:

@@ -42,6 +42,19 @@ class Mixture:
     def skipped(self) -> int:
         return sum(map(skipped, self.parts))
 
+    @property
+    def rows(self) -> int | None:
+        """How many positions there are before a sample comes again; None if a part does not know how many it has."""
+        firsts = []
+        for number, (part, count) in enumerate(zip(self.parts, self.counts, strict=True)):
+            rows = getattr(part, "rows", None)
+            if rows is None:
+                return None
+            block, rank = divmod(rows, count)
+            parts, ranks = self._block(block)
+            firsts.append(block * BLOCK + int(np.flatnonzero((parts == number) & (ranks == rank))[0]))
+        return min(firsts)
+
     def find(self, position: int) -> tuple[int, int]:
         """Number of the part, and the position in it."""
         block, offset = divmod(position, BLOCK)

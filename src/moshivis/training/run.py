@@ -33,7 +33,7 @@ from moshivis.training.flops import flops_per_token
 from moshivis.training.lora import lora_scale
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
-from moshivis.training.report import LOG, Report
+from moshivis.training.report import LOG, RUN_ID, Report
 from moshivis.training.setup import Ready, dtype_of, prepare
 from moshivis.training.sources import check_made_for, check_pictures, held_out_sets, training_sets
 from moshivis.training.speed import peak_flops
@@ -86,8 +86,10 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
     recipe.rows(ranks.count)
     out = Path(recipe.out)
     if ranks.leads:
-        for name in (ADAPTERS, MODEL, RECIPE, LOG):
+        for name in (ADAPTERS, MODEL, RECIPE, LOG, RUN_ID):
             clear_interrupted(out / name)
+        for left in out.glob("samples/*/.*"):
+            left.unlink()
     checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep, ranks)
     newest = checkpoints.newest()
     before, begun_with = (None, {}) if newest is None else recipe_and_sources(newest)

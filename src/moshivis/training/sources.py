@@ -26,7 +26,8 @@ def training_sets(recipe: DataRecipe, seed: int) -> tuple[Dataset | None, Datase
 
 
 def held_out_sets(datasets: Sequence[DatasetRecipe], recipe: DataRecipe) -> tuple[Dataset | None, Dataset | None]:
-    """Speech and speechless validation samples: of one data set in the order they are stored, of several mixed.
+    """Speech and speechless validation samples: of one data set in the order they are stored; of several mixed,
+    as far as none comes twice.
 
     Raises InputError as `training_sets` does.
     """

@@ -79,6 +79,7 @@ class Validation:
         rows = self.recipe.validation.rows
         rows = min(rows, getattr(dataset, "num_samples", None) or rows)  # each counts once
         count = -(-rows // ranks.count)  # as many on every rank: they must act alike
+        before = skipped(dataset)
         samples = [_sample(dataset, ranks.rank + ranks.count * row, rows) for row in range(count)]
         parts = [self.trainer.collate(some) for some in split(samples, -(-count // ROWS_AT_ONCE))]
         denominators = Denominators.of(parts, self.recipe.loss)
@@ -105,8 +106,9 @@ class Validation:
             adapted = range(len(mean)) if config is None or config.layers is None else config.layers
             values[f"held_out_{kind}_gate"] = float(mean[list(adapted)].mean())
             values[f"held_out_{kind}_gates"] = [round(float(gate), 5) for gate in mean]
-        if lost := skipped(dataset):
-            values[f"held_out_{kind}_skipped"] = lost
+        lost = ranks.sum(torch.tensor([skipped(dataset) - before]))
+        if lost.item():
+            values[f"held_out_{kind}_skipped"] = int(lost)
         return values
 
     def _generate(self, folder: Path) -> None:
