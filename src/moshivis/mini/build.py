@@ -47,7 +47,10 @@ RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 5000, 160
 
 
 class Build:
-    """The stages of one output folder. A stage that needs an earlier one runs it first, or loads its result."""
+    """The stages of one output folder. A stage that needs an earlier one runs it first, or loads its result.
+
+    Whoever removes a result, to make it anew, removes all that is made of it, too: nothing looks at what changed.
+    """
 
     def __init__(self, out: Path, device: torch.device, workers: int = 2):
         self.out, self.device, self.workers = out, device, workers
