@@ -62,7 +62,9 @@ class Stage:
         """
         path = self.folder / "checkpoint.pt"
         if self.done and not path.exists():
-            raise CheckpointError(f"{self.folder} is finished, but has no {path.name}; remove it, and what is made of it, to train it again")
+            raise CheckpointError(
+                f"{self.folder} is finished, but has no {path.name}; remove it and what is made of it to train it again"
+            )
         if path.exists():
             saved = torch.load(path, map_location="cpu", weights_only=True)
             self.step = saved.pop("step")
