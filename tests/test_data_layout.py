@@ -13,6 +13,8 @@ import torch
 
 from data_support import write_corpus, write_recording
 from moshivis.checkpoints.load import load_model
+from moshivis.commands.data import load_encoder
+from moshivis.data.alignment import Word
 from moshivis.data.encode import BLOCK_FRAMES, Encoder, encode_recording, speech_sample, stereo_blocks
 from moshivis.data.inspect import decode
 from moshivis.data.layout import Dialogue, Line, Recording, SpokenWords, Turn, parse_line, read_lines, read_words
@@ -209,6 +211,16 @@ def test_what_is_heard_stands_beside_what_is_said_then(tmp_path: Path) -> None:
     own, heard = inputs[1 : 1 + lm.own_codebooks], inputs[1 + lm.own_codebooks :]
     assert len(set(own[0].tolist())) > 5
     assert torch.equal(own[:, 3:], heard[:, 3:])
+
+
+@pytest.mark.parametrize("late", ["the assistant's", "the user's"])
+def test_words_that_begin_after_the_end(tiny_folder: Path, tmp_path: Path, late: str) -> None:
+    write_recording(tmp_path / "a.wav", 1.0)
+    recording = Recording(where="a.jsonl:1", audio=tmp_path / "a.wav", duration=1.0, image=None)
+    sides = [(Word("the", 0.1, 0.2), Word(late, 300, 400)), (Word("star", 0.1, 0.2),)]
+    words = SpokenWords(*(sides if late == "the assistant's" else sides[::-1]))
+    with pytest.raises(InputError, match=f'"{late}" begins at 300, but .*a.wav lasts 1.0 s; times are in seconds'):
+        speech_sample(recording, words, load_encoder(tiny_folder, "cpu"))
 
 
 def test_recordings_that_cannot_be_used(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from moshivis.data.concat import Concatenated
 from moshivis.data.cut import WORD_FRAMES, cut, cut_points, join
 from moshivis.data.excerpt import Excerpts
 from moshivis.data.mixture import BLOCK, Mixture, shares
-from moshivis.data.sample import Kind, Sample
+from moshivis.data.sample import Kind, Sample, Speaker
 from moshivis.errors import InputError
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING
 
@@ -35,6 +35,21 @@ def test_every_block_has_exact_shares(weights: list[float], seed: int, block: in
         assert abs(counts[part] - BLOCK * weight / sum(weights)) < 1
         inner = [position for number, position in found if number == part]
         assert inner == list(range(block * counts[part], (block + 1) * counts[part]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 2500), st.floats(0.05, 10)), min_size=1, max_size=4), st.integers(0, 9))
+def test_a_mixture_knows_when_a_sample_comes_again(parts: list[tuple[int, float]], seed: int) -> None:
+    sets = [(Numbered(f"set {i}"), weight) for i, (_, weight) in enumerate(parts)]
+    mixed = Mixture(sets, "speech", seed)
+    assert Mixture(sets, "speech", seed).rows is None
+    for (dataset, _), (rows, _) in zip(sets, parts, strict=True):
+        dataset.rows = rows  # type: ignore[attr-defined]
+    found = mixed.rows
+    assert found is not None
+    part, inner = mixed.find(found)
+    assert inner == parts[part][0]
+    assert all(inner < parts[part][0] for part, inner in map(mixed.find, range(found)))
 
 
 def test_the_order_in_a_block_is_shuffled_and_stays() -> None:
@@ -108,6 +123,26 @@ def test_mixtures_that_cannot_be() -> None:
 # p_concat -------------------------------------------------------------------------------------------------------------
 
 
+class Cuttable(Numbered):
+    """General dialogues that may be cut at these steps."""
+
+    def __init__(self, *points: int):
+        super().__init__("general", "speechless", points[-1])
+        self.points = points
+
+    def __getitem__(self, position: int) -> Sample:
+        speaker = np.ones(self.length, np.uint8)
+        speaker[list(self.points[1:-1])] = Speaker.USER
+        return dataclasses.replace(super().__getitem__(position), speaker=speaker, text_graded=None)
+
+
+def same_steps(one: Sample, other: Sample) -> bool:
+    pairs = [(one.text, other.text), (one.speaker, other.speaker)]
+    if one.audio is not None and other.audio is not None:
+        pairs.append((one.audio, other.audio))
+    return one.kind == other.kind and all(np.array_equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("kind", ["speech", "speechless"])
 def test_a_dialogue_is_wrapped_and_keeps_its_picture(kind: Kind) -> None:
     visual, general = Numbered("visual", kind, length=30, image="p"), Numbered("general", kind, length=40)
@@ -124,8 +159,12 @@ def test_a_dialogue_is_wrapped_and_keeps_its_picture(kind: Kind) -> None:
         if inner.audio is not None and found.audio is not None:  # the text may be padding all over
             begins = [i for i in begins if np.array_equal(found.audio[:, i : i + 30], inner.audio)]
         (at,) = begins
-        assert np.array_equal(found.text[:at], general[2 * position].text[:at])  # begins as a dialogue begins
-        assert found.audio is None or found.audio.shape[1] == len(found)
+        first, second = general[2 * position], general[2 * position + 1]
+        assert at in cut_points(first) and same_steps(cut(found, 0, at), cut(first, 0, at))
+        rest = cut(found, at + 30, len(found))
+        points = cut_points(second)
+        between = [point for point in points if point + len(rest) in points]
+        assert any(same_steps(rest, cut(second, point, point + len(rest))) for point in between)
         if inner.text_graded is not None:
             assert found.text_graded is not None
             assert np.array_equal(found.text_graded[at : at + 30], inner.text_graded)
@@ -138,7 +177,7 @@ def test_a_dialogue_is_wrapped_and_keeps_its_picture(kind: Kind) -> None:
 def test_how_often_it_is_wrapped() -> None:
     wrapped = Concatenated(Numbered(image="p"), Numbered(length=200), probability=0.3, longest=200)
     share = sum(len(wrapped[position]) > 20 for position in range(600)) / 600
-    assert 0.2 < share < 0.36  # now and then both cuts are empty
+    assert 0.24 < share < 0.36
     never = Concatenated(Numbered(image="p"), Numbered(), probability=0, longest=200)
     assert all(len(never[position]) == 20 for position in range(50))
     no_room = Concatenated(Numbered(image="p"), Numbered(), probability=1, longest=20)
@@ -147,11 +186,43 @@ def test_how_often_it_is_wrapped() -> None:
     assert len(general[0]) == 20  # without a picture there is nothing to wrap
 
 
+def test_no_dialogue_that_leaves_room_is_missed() -> None:
+    visual = Numbered("visual", "speechless", length=150, image="p")
+
+    def lengths(*points: int) -> set[tuple[int, int]]:
+        """Of what stands before and after, in 100 samples of at most 256 steps."""
+        wrapped = Concatenated(visual, Cuttable(*points), probability=1, longest=256)
+        inner = [visual[position].text for position in range(100)]
+        windows = [np.lib.stride_tricks.sliding_window_view(wrapped[i].text, 150) for i in range(100)]
+        begins = [int(np.flatnonzero((windows[i] == inner[i]).all(axis=1))[0]) for i in range(100)]
+        return {(begin, len(wrapped[i]) - 150 - begin) for i, begin in enumerate(begins)}
+
+    assert lengths(0, 90, 400, 450, 800) == {(0, 50), (0, 90), (90, 0)}
+    assert lengths(0, 90, 400) == {(0, 90), (90, 0)}
+    assert lengths(0, 40, 400) == {(0, 40), (40, 40)}
+    assert lengths(0, 200, 300) == {(0, 100)}
+    assert lengths(0, 200, 400) == {(0, 0)}
+
+
+def test_of_two_general_dialogues_one_may_have_no_piece_that_is_short_enough() -> None:
+    visual = Numbered("visual", "speechless", length=150, image="p")
+
+    class Both(Numbered):
+        def __getitem__(self, position: int) -> Sample:
+            return (Cuttable(0, 400) if position % 2 else Cuttable(0, 90, 400))[position]
+
+    wrapped = Concatenated(visual, Both("general", "speechless"), probability=1, longest=256)
+    assert {len(wrapped[position]) for position in range(50)} == {240}
+
+
 def test_wrapping_that_cannot_be() -> None:
     with pytest.raises(InputError, match="p_concat must be between 0 and 1"):
         Concatenated(Numbered(), Numbered(), probability=2, longest=9)
     with pytest.raises(InputError, match="cannot be joined"):
         Concatenated(Numbered(), Numbered(kind="speechless"), probability=1, longest=9)
+    pictures = Concatenated(Numbered(image="p"), Numbered("talk", image="q"), probability=1, longest=200)
+    with pytest.raises(InputError, match="talk: 0 has a picture, .*as data.general give dialogues .* without pictures"):
+        pictures[0]
     with pytest.raises(InputError, match="numbers of codebooks"):
         join([sample(1), sample(2, codebooks=4)], None)
 

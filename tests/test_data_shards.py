@@ -9,6 +9,7 @@ import pickle
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_support import same, sample
+from moshivis.data import shards
 from moshivis.data.order import EpochOrder
 from moshivis.data.sample import Sample
 from moshivis.data.shard_format import GROUP_ROWS, Manifest, ShardFile, picture_key
 from moshivis.data.shard_writer import write_shards
-from moshivis.data.shards import open_shards
+from moshivis.data.shards import WINDOW, open_shards
 from moshivis.errors import InputError, ShardError
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
@@ -83,7 +85,8 @@ def test_a_sample_costs_no_more_in_a_large_folder(write: Write, tmp_path: Path) 
     """Of the large folder only the first file is there; the others are not looked at."""
     manifest = write(tmp_path / "set", originals()[-7:])
     rows = GROUP_ROWS["speechless"]
-    far = ShardFile(name="far.parquet", content="speechless", rows=100_000 * rows, group_rows=rows, size=1, sha256="")
+    rest: dict[str, Any] = {"group_rows": rows, "group_bytes": 9999, "size": 1, "sha256": ""}
+    far = ShardFile(name="far.parquet", content="speechless", rows=100_000 * rows, **rest)
     dataclasses.replace(manifest, files=(*manifest.files, far)).write(tmp_path / "set")
     dataset = open_shards(tmp_path / "set", "speechless", seed=None, on_corrupt="skip")
     first = dataset[0]
@@ -125,6 +128,24 @@ def test_memory_is_bounded_and_reading_local(folder: Path) -> None:
         reads.update(set(dataset._reader._tables) - held)
     assert set(reads.values()) == {1}  # every group once an epoch
     assert len(reads) == sum(-(-rows // GROUP_ROWS["speech"]) for rows in (110, 110, 80))
+
+
+def test_of_long_recordings_fewer_are_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [pq.ParquetFile(file).read_row_group(0) for file in sorted(folder.glob("speech-*.parquet"))]
+    largest = max(file.group_bytes for file in Manifest.read(folder).files if file.content == "speech")
+    assert largest == pytest.approx(max(group.nbytes for group in groups), rel=0.02)
+    order: dict[int, list[str]] = {}
+    for limit, held in ((2.5, 2), (0.5, 1), (100, WINDOW)):
+        monkeypatch.setattr(shards, "WINDOW_BYTES", int(limit * largest))
+        dataset = open_shards(folder, "speech", seed=1)
+        order[held], most = [], 0
+        for position in range(ROWS):
+            order[held].append(dataset[position].origin)
+            most = max(most, sum(table.nbytes for table in dataset._reader._tables.values()))
+        assert most <= 1.02 * max(limit, 1) * largest
+        by_rows = open_shards(folder, "speech", seed=1, window=held)
+        assert [by_rows[position].origin for position in range(ROWS)] == order[held]
+    assert len(set(map(tuple, order.values()))) == 3
 
 
 def test_a_dataset_can_be_sent_to_another_process(folder: Path) -> None:
@@ -202,6 +223,32 @@ def test_a_changed_picture(folder: Path, tmp_path: Path) -> None:
         skipping.picture(picture_key(picture("p1")))
 
 
+@pytest.mark.parametrize("damage", [b"no checksum", b"\xff\xfe", b"-1"])
+def test_damaged_keys_of_pictures(folder: Path, damage: bytes) -> None:
+    """In a column that is not compressed, so that the file still reads as Parquet."""
+    path = folder / "pictures-00000.parquet"
+    pq.write_table(pq.read_table(path), path, compression="none", use_dictionary=False, write_statistics=False)
+    key = picture_key(picture("p1")).encode()
+    path.write_bytes(path.read_bytes().replace(key, damage.ljust(64, b"0")))
+    manifest = Manifest.read(folder)
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    files = tuple(dataclasses.replace(file, size=sizes[file.name]) for file in manifest.files)
+    dataclasses.replace(manifest, files=files).write(folder)
+    stopping = open_shards(folder, "speech", seed=None)
+    for _ in range(2):
+        with pytest.raises(ShardError, match=r"pictures-00000.parquet is damaged: its keys are no checksums"):
+            stopping[1]
+    dataset = open_shards(folder, "speech", on_corrupt="skip")
+    assert all(dataset[position].image is None for position in range(0, ROWS, 9))
+
+
+def test_keys_that_cannot_be_read(folder: Path) -> None:
+    path = folder / "pictures-00000.parquet"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ShardError, match=r"pictures-00000.parquet is damaged: it cannot be read as Parquet"):
+        open_shards(folder, "speech", seed=None)[1]
+
+
 def test_a_picture_that_cannot_be_decoded_is_skipped(
     write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,7 +299,7 @@ def test_folders_that_are_none(folder: Path, tmp_path: Path, write: Write) -> No
         open_shards(tmp_path / "written", "speech")
     manifest = json.loads((folder / "manifest.json").read_text())
     for change, message in (
-        ({"version": 9}, "of version 9"),
+        ({"version": 1}, "of version 1; this program reads version 2: pack the conversations again"),
         ({"format": "other"}, "no manifest of packed samples"),
         ({"files": [manifest["files"][0] | {"name": "../secret"}]}, "damaged"),
         ({"files": 3}, "damaged"),

@@ -364,6 +364,9 @@ def test_what_looks_like_a_mistake_is_said(
     assert (summary["mute"], summary["unspelt"]) == (1, 1)
     assert "In 1 recordings nobody but the user says a word" in captured.err
     assert "1 words have signs that this model's vocabulary lacks" in captured.err
+    assert main([*command[:3], str(tmp_path / "written"), *command[4:], "--kind", "speechless"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["mute"] == 1 and "In 1 recordings nobody but the user" in captured.err
     alignments = json.loads((corpus.parent / "1.json").read_text())["alignments"]
     late = [[word, [1000 * start, 1000 * end], speaker] for word, (start, end), speaker in alignments]
     (corpus.parent / "1.json").write_text(json.dumps({"alignments": late}))

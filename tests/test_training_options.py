@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import json
 import resource
@@ -22,6 +23,7 @@ from moshivis.checkpoints.adapters import read_adapters
 from moshivis.checkpoints.folder import SAMPLING, load_folder
 from moshivis.checkpoints.load import load_model
 from moshivis.data.shard_format import picture_key
+from moshivis.data.shard_writer import write_shards
 from moshivis.errors import CheckpointError, InputError, MoshivisError, ShardError
 from moshivis.inference.conversation import EMBEDDED, Assistant, load
 from moshivis.inference.sampling import Sampling
@@ -46,6 +48,7 @@ from training_support import (
     recipe_data,
     run,
     run_ranks,
+    speech_sample,
     speechless_sample,
     start,
 )
@@ -191,13 +194,22 @@ def test_the_average_is_what_is_saved(run: Any) -> None:
     assert largest_difference(last, average) > 0
 
 
-def test_one_kind_alone_and_talk_around_pictures(run: Any, packed: Path) -> None:
+def test_one_kind_alone_and_talk_around_pictures(
+    run: Any, packed: Path, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
     speech = {"path": str(packed), "kind": "speech"}
     alone = run("alone", data__p_audio=1.0, data__datasets=[speech])
     assert all(line["audio"] > 0 for line in log_of(alone))
     both = [speech, {"path": str(packed), "kind": "speechless"}]
     usual = log_of(run("usual"))
-    around = log_of(run("around", data__general=both, data__p_concat=1.0))
+    talk = [
+        dataclasses.replace(make(tiny_tokenizer, number), image=None)
+        for make in (speech_sample, speechless_sample)
+        for number in range(4)
+    ]
+    write_shards(tmp_path / "talk", talk, picture, tiny_tokenizer, tiny_model.codec)
+    general = [{"path": str(tmp_path / "talk"), "kind": kind} for kind in ("speech", "speechless")]
+    around = log_of(run("around", data__general=general, data__p_concat=1.0))
     assert sum(line["tokens"] for line in around) > sum(line["tokens"] for line in usual)
     mixed = run("mixed", data__datasets=[*both, {**speech, "weight": 3.0, "name": "again"}])
     assert losses(log_of(mixed)) != losses(usual)

@@ -48,9 +48,9 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 def keep_inputs(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raises InputError if one of the files to be written is one of those that are read."""
-    read = [path for path in map(Path, inputs) if path.exists()]
+    read = [path for path in map(Path, inputs) if os.path.exists(path)]  # Path.exists raises for too long a name
     for out in outputs:
-        if out.exists() and any(out.samefile(path) for path in read):
+        if os.path.exists(out) and any(out.samefile(path) for path in read):
             raise InputError(f"{shown(out)} would replace what is read from it; name another file to be written")
 
 

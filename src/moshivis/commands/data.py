@@ -67,7 +67,8 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         label = {Speaker.ASSISTANT: "Assistant", Speaker.USER: "User"}.get(speaker, "")
         console.print(f"{label:<11}", text, sep="")
     suffixes = ("png",) if inspected.waves is None else ("png", "wav")
-    written = [out / f"sample-{arguments.index}.{suffix}" for suffix in suffixes]
+    name = f"inspect-{inspected.sample.kind}-{arguments.index}"
+    written = [out / f"{name}.{suffix}" for suffix in suffixes]
     keep_inputs(written, inspected.files)
     try:
         with atomic_write(written[0]) as temporary:

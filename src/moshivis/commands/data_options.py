@@ -32,7 +32,12 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     _add_form(parser)
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes (default: 1)")
     parser.add_argument(
-        "--part", metavar="N", type=int, default=256, help="conversations a shard, done anew if interrupted (256)"
+        "--part",
+        metavar="N",
+        type=int,
+        default=256,
+        help="conversations a shard, done anew if interrupted; in training, those of small shards are mixed with "
+        "fewer others (default: 256)",
     )
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="at a broken conversation (default: stop)"
@@ -44,7 +49,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.description = "Draw one sample (waveforms, words, codes, picture), write its sound, print its transcript."
     parser.add_argument("source", metavar="SOURCE", help="a folder of shards, or a .jsonl file")
     parser.add_argument("--index", metavar="I", type=int, default=0, help="which conversation, from 0 (default: 0)")
-    parser.add_argument("--out", metavar="DIR", default=".", help="where to write to (default: here)")
+    parser.add_argument(
+        "--out", metavar="DIR", default=".", help="where to write inspect-KIND-I.png and .wav (default: here)"
+    )
     _add_model(parser)
     parser.add_argument(
         "--kind", choices=("speech", "speechless"), help="of a folder that holds both (default: speech)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moshivis.data.cut import join, random_cut
+from moshivis.data.cut import join, random_cut, random_opening
 from moshivis.data.sample import Dataset, Sample, skipped
 from moshivis.errors import InputError
 
@@ -19,8 +19,10 @@ _STREAM = 2  # sets these draws apart from those of other data sets with the sam
 class Concatenated:
     """A `Dataset`: the samples of `visual`, some of them between random cuts of two samples of `general`.
 
-    Only samples with a picture, and shorter than `longest` steps, are wrapped; with what is put around them they have
-    at most `longest`. Raises InputError unless both data sets are of one kind and `probability` is between 0 and 1.
+    Only samples with a picture are wrapped, those that leave room for some piece: with what is put around them they
+    have at most `longest` steps. Of these `probability` is the share.
+    Raises InputError unless both data sets are of one kind and `probability` is between 0 and 1, and where a sample of
+    `general` has a picture of its own.
     """
 
     def __init__(self, visual: Dataset, general: Dataset, *, probability: float, longest: int, seed: int = 0):
@@ -44,10 +46,21 @@ class Concatenated:
         room = self.longest - len(sample)
         if rng.random() >= self.probability or sample.image is None or room < 1:
             return sample
-        before = int(rng.integers(room + 1))
-        prefix = random_cut(self.general[2 * position], before, rng, opening=True)
-        suffix = random_cut(self.general[2 * position + 1], room - len(prefix), rng)
+        before, after = self._general(2 * position), self._general(2 * position + 1)
+        prefix = random_opening(before, room, rng)
+        suffix = random_cut(after, room - len(prefix), rng)
+        if not len(prefix) + len(suffix):
+            prefix = random_opening(before, room, rng, shortest=1)
         return join([prefix, sample, suffix], sample.image)
 
     def picture(self, key: str) -> bytes:
         return self.visual.picture(key)
+
+    def _general(self, position: int) -> Sample:
+        sample = self.general[position]
+        if sample.image is not None:
+            raise InputError(
+                f"{self.general.name}: {sample.origin or 'a dialogue'} has a picture, but would be heard beside that "
+                "of another dialogue; as data.general give dialogues that are packed without pictures"
+            )
+        return sample

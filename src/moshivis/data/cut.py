@@ -44,15 +44,22 @@ def cut(sample: Sample, begin: int, end: int) -> Sample:
     )
 
 
-def random_cut(sample: Sample, longest: int, rng: np.random.Generator, *, opening: bool = False) -> Sample:
-    """A piece of at most `longest` steps between two cut points; an empty one if no two are so near.
-
-    `opening`: the piece begins where the sample begins.
-    """
+def random_opening(sample: Sample, longest: int, rng: np.random.Generator, *, shortest: int = 0) -> Sample:
+    """`shortest` to `longest` steps from the begin to a cut point; none if no cut point is there."""
     points = cut_points(sample)
-    begin = 0 if opening else int(rng.choice(points[:-1]))
-    ends = points[(points > begin) & (points <= begin + longest)]
-    return cut(sample, begin, int(rng.choice(ends)) if len(ends) else begin)
+    ends = points[(points >= shortest) & (points <= longest)]
+    return cut(sample, 0, int(rng.choice(ends)) if len(ends) else 0)
+
+
+def random_cut(sample: Sample, longest: int, rng: np.random.Generator) -> Sample:
+    """A piece of at most `longest` steps between two cut points; an empty one only if no two are so near."""
+    points = cut_points(sample)
+    gaps = np.diff(points)
+    begins = points[:-1][(gaps > 0) & (gaps <= longest)]
+    if not len(begins):
+        return cut(sample, 0, 0)
+    begin = int(rng.choice(begins))
+    return cut(sample, begin, int(rng.choice(points[(points > begin) & (points <= begin + longest)])))
 
 
 def join(samples: Sequence[Sample], image: str | None) -> Sample:

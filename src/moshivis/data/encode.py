@@ -68,7 +68,7 @@ def speech_sample(
             f"{recording.where}: {recording.audio} lasts {seconds:.1f} s, but the line says {recording.duration:g} s; "
             "if the recording is whole, correct the line"
         )
-    for word in words.assistant[-1:]:
+    for word in (*words.assistant[-1:], *words.user[-1:]):
         if word.start > seconds + DURATION_SLACK:
             raise InputError(
                 f"{recording.where}: {word.text!r} begins at {word.start:g}, but {recording.audio} lasts "

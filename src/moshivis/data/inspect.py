@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from moshivis.codec.mimi import Mimi
 from moshivis.data.alignment import Word, words_of
 from moshivis.data.drawing import draw_spoken, draw_written
 from moshivis.data.encode import BLOCK_FRAMES, HEARD_LATE, Encoder, speech_sample, stereo_blocks
-from moshivis.data.layout import Dialogue, Entry, parse_line, read_lines, read_words
+from moshivis.data.layout import Dialogue, Entry, Line, Recording, parse_line, read_lines, read_words
 from moshivis.data.sample import Kind, Sample, Speaker
 from moshivis.data.shard_format import Manifest, codec_fingerprint, tokenizer_fingerprint
 from moshivis.data.shards import open_shards
@@ -32,7 +33,7 @@ class Inspected:
     picture: Image.Image | None
     waves: np.ndarray | None  # [2, T * frame_size] assistant and user, in -1..1; None for a written sample
     words: tuple[Sequence[Word], Sequence[Word]]  # of assistant and user; the user's are known of recordings only
-    files: tuple[Path, ...] = ()  # recording and picture that it was read from
+    files: tuple[Path, ...] = ()  # recordings and pictures of its `.jsonl` file, which must not be replaced
 
     def draw(self, encoder: Encoder) -> Image.Image:
         if self.waves is None:
@@ -60,15 +61,29 @@ def inspect_line(source: Path, index: int, encoder: Encoder, form: Form = "plain
     if not 0 <= index < len(lines):
         raise InputError(f"{source} has {len(lines)} conversations: there is no --index {index}")
     try:
-        return _inspect(parse_line(lines[index]), encoder, form)
+        inspected = _inspect(parse_line(lines[index]), encoder, form)
     except InputError as error:
         if str(error).startswith(where := lines[index].where):
             raise
         raise InputError(f"{where}: {error}") from error
+    return dataclasses.replace(inspected, files=tuple(_files(lines)))
+
+
+def _files(lines: Sequence[Line]) -> Iterator[Path]:
+    """Recordings and pictures of all lines that can be parsed."""
+    for line in lines:
+        try:
+            entry = parse_line(line)
+        except InputError:
+            continue
+        if isinstance(entry, Recording):
+            yield entry.audio
+        if entry.image is not None:
+            yield entry.image
 
 
 def _inspect(entry: Entry, encoder: Encoder, form: Form) -> Inspected:
-    picture, files = None, () if entry.image is None else (entry.image,)
+    picture = None
     if entry.image is not None:
         try:
             picture = read_image(read_limited(entry.image, max_bytes=MAX_BYTES, noun="picture"))
@@ -76,14 +91,13 @@ def _inspect(entry: Entry, encoder: Encoder, form: Form) -> Inspected:
             raise InputError(f"picture {entry.image}: {error}") from error
     if isinstance(entry, Dialogue):
         sample = speechless_sample(entry.turns, encoder.tokenizer, form=form, origin=entry.where)
-        return Inspected(sample=sample, picture=picture, waves=None, words=((), ()), files=files)
+        return Inspected(sample=sample, picture=picture, waves=None, words=((), ()))
     words = read_words(entry)
     sample = speech_sample(entry, words, encoder).sample
     config = encoder.codec.config
     blocks = stereo_blocks(entry.audio, config.sample_rate, config.frame_size, BLOCK_FRAMES)
     waves = np.concatenate(list(blocks), axis=1)
-    spoken = words.assistant, words.user
-    return Inspected(sample=sample, picture=picture, waves=waves, words=spoken, files=(entry.audio, *files))
+    return Inspected(sample=sample, picture=picture, waves=waves, words=(words.assistant, words.user))
 
 
 def inspect_shards(folder: Path, index: int, encoder: Encoder, kind: Kind | None = None) -> Inspected:

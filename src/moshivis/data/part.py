@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from moshivis.data.encode import Encoder, speech_sample
-from moshivis.data.layout import Dialogue, Entry, Line, Recording, parse_line, read_words
+from moshivis.data.layout import Dialogue, Entry, Line, Recording, SpokenWords, parse_line, read_words
 from moshivis.data.sample import Kind
-from moshivis.data.shard_format import ShardFile, picture_key, shard_file
+from moshivis.data.shard_format import CONTENTS, ShardFile, picture_key, shard_file, shard_name
 from moshivis.data.shard_writer import PartWriter, open_part
 from moshivis.data.shards import check_size
 from moshivis.data.written import Form, speechless_sample
@@ -163,6 +163,8 @@ def pack_part(part: Part, folder: Path, rules: Rules, encoder: Encoder, on_line:
                     raise InputError(why) from error
                 tally.broken.append(Broken(where=line.where, why=why))
             on_line()
+    for name in {shard_name(content, part.number) for content in CONTENTS} - {file.name for file in writer.files}:
+        (folder / name).unlink(missing_ok=True)  # of other lines that had this number before
     named, stored = (tuple(sorted(keys)) for keys in (packer.named, packer.stored))
     done = Done(lines=part.digest, files=tuple(writer.files), tally=tally, named=named, stored=stored)
     done.write(note_path(folder, part.number))
@@ -183,10 +185,13 @@ class _Packer:
         entry = parse_line(line)
         image, file = self._picture(entry)
         match entry:
-            case Recording() if self.rules.kind != "speechless":
-                self._pack_speech(entry, image)
             case Recording():
-                self._pack_written(Dialogue(where=entry.where, turns=read_words(entry).turns(), image=None), image)
+                words = read_words(entry)
+                if self.rules.kind == "speechless":
+                    self._pack_written(Dialogue(where=entry.where, turns=words.turns(), image=None), image)
+                else:
+                    self._pack_speech(entry, words, image)
+                self.tally.mute += bool(words.user) and not words.assistant
             case Dialogue() if self.rules.kind != "speech":
                 self._pack_written(entry, image)
             case _:
@@ -197,8 +202,7 @@ class _Packer:
         if file is not None:
             self.stored.add(self.writer.add_picture(file))
 
-    def _pack_speech(self, recording: Recording, image: str | None) -> None:
-        words = read_words(recording)
+    def _pack_speech(self, recording: Recording, words: SpokenWords, image: str | None) -> None:
         made = speech_sample(recording, words, self.encoder, image=image)
         self.writer.add(made.sample, image)
         self.tally.seconds += recording.duration
@@ -206,7 +210,6 @@ class _Packer:
         self.tally.late += made.late
         self.tally.lost += made.lost
         self.tally.unspelt += made.unspelt
-        self.tally.mute += bool(words.user) and not words.assistant
 
     def _pack_written(self, dialogue: Dialogue, image: str | None) -> None:
         if not dialogue.turns:

@@ -24,7 +24,7 @@ from moshivis.errors import ShardError
 from moshivis.files import atomic_write
 from moshivis.speech_lm.tokenizer import TextTokenizer
 
-FORMAT, VERSION, MANIFEST = "moshivis-shards", 1, "manifest.json"
+FORMAT, VERSION, MANIFEST = "moshivis-shards", 2, "manifest.json"
 Content = Literal["speech", "speechless", "pictures"]
 CONTENTS: tuple[Content, ...] = ("speech", "speechless", "pictures")
 GROUP_ROWS: dict[Content, int] = {"speech": 64, "speechless": 256, "pictures": 8}  # rows that are read together
@@ -59,6 +59,7 @@ class ShardFile:
     content: Content
     rows: int
     group_rows: int
+    group_bytes: int  # what the largest row group takes up in memory, about
     size: int  # bytes
     sha256: str
 
@@ -98,7 +99,10 @@ class Manifest:
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise ShardError(f"{path} is no manifest of packed samples")
         if fields.get("version") != VERSION:
-            raise ShardError(f"{path} is of version {fields.get('version')!r}; this program reads version {VERSION}")
+            raise ShardError(
+                f"{path} is of version {fields.get('version')!r}; this program reads version {VERSION}: pack the "
+                "conversations again"
+            )
         try:
             return cls(
                 codebooks=int(fields["codebooks"]),
@@ -114,9 +118,15 @@ class Manifest:
 def shard_file(fields: dict[str, Any]) -> ShardFile:
     """From its JSON form. Raises TypeError or ValueError if it is none."""
     file = ShardFile(**fields)
-    if file.content not in CONTENTS or Path(file.name).name != file.name or file.group_rows < 1:
+    sizes = file.group_rows, file.group_bytes
+    if file.content not in CONTENTS or Path(file.name).name != file.name or min(sizes) < 1:
         raise ValueError(f"{file.name!r} is no file of packed samples")
     return file
+
+
+def shard_name(content: Content, number: int) -> str:
+    """Of the file of a part."""
+    return f"{content}-{number:05d}.parquet"
 
 
 # fingerprints ---------------------------------------------------------------------------------------------------------

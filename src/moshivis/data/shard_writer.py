@@ -27,6 +27,7 @@ from moshivis.data.shard_format import (
     codec_fingerprint,
     file_sha256,
     picture_key,
+    shard_name,
     tokenizer_fingerprint,
 )
 from moshivis.errors import InputError
@@ -149,7 +150,7 @@ class PartWriter:
 
     def _table(self, content: Content) -> _Table:
         if content not in self._tables:
-            path = self.folder / f"{content}-{self.number:05d}.parquet"
+            path = self.folder / shard_name(content, self.number)
             temporary = self._stack.enter_context(atomic_write(path))
             self._tables[content] = _Table(path.name, temporary, content)
         return self._tables[content]
@@ -160,7 +161,7 @@ class _Table:
 
     def __init__(self, name: str, path: Path, content: Content):
         self.name, self.path, self.content = name, path, content
-        self.rows = 0
+        self.rows = self.group_bytes = 0
         self._pending: list[dict[str, Any]] = []
         self._writer = pq.ParquetWriter(path, SCHEMAS[content], compression="zstd")
 
@@ -181,10 +182,13 @@ class _Table:
             content=self.content,
             rows=self.rows,
             group_rows=GROUP_ROWS[self.content],
+            group_bytes=self.group_bytes,
             size=self.path.stat().st_size,
             sha256=file_sha256(self.path),
         )
 
     def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._pending, SCHEMAS[self.content]))
+        group = pa.Table.from_pylist(self._pending, SCHEMAS[self.content])
+        self.group_bytes = max(self.group_bytes, group.nbytes)
+        self._writer.write_table(group)
         self._pending.clear()

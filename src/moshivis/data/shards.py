@@ -28,6 +28,7 @@ from moshivis.vision.image import read_image
 
 OnCorrupt = Literal["stop", "skip"]
 WINDOW = 16  # row groups that are shuffled together and held in memory: 1024 recordings or 4096 written dialogues
+WINDOW_BYTES = 256 * 2**20  # fewer groups where these would take up more
 
 _log = logging.getLogger("moshivis.data")
 
@@ -44,6 +45,7 @@ def open_shards(
 ) -> ShardDataset:
     """The samples of one kind in a folder, in an order shuffled by `seed`; None keeps the order they are stored in.
 
+    They are shuffled within windows of at most `window` row groups: as many as fit into WINDOW_BYTES, but at least one.
     `verify` False trusts the content of files. Of a damaged file, "stop" raises ShardError; "skip" reads other samples
     in the place of its samples and of those whose picture cannot be decoded, and counts them in `skipped`.
     Raises ShardError if the folder has no valid manifest or, with "stop", a file of another size than it says;
@@ -82,10 +84,11 @@ class ShardDataset:
         # A part may end within a group, so groups are counted file by file.
         self._groups = [(file, group) for file in files for group in range(-(-file.rows // file.group_rows))]
         rows = [min(file.group_rows, file.rows - group * file.group_rows) for file, group in self._groups]
+        window = max(1, min(window, WINDOW_BYTES // max(file.group_bytes for file in files)))
         self._order = EpochOrder(rows, seed, window)
         self._reader = _Reader(folder, verify, held=window)
         pictures = [file for file in manifest.files if file.content == "pictures"]
-        self._pictures = _Pictures(folder, pictures, decode=on_corrupt == "skip")
+        self._pictures = _Pictures(folder, pictures, skip=on_corrupt == "skip")
         if on_corrupt == "stop":
             for file in manifest.files:
                 check_size(folder, file)
@@ -224,11 +227,12 @@ class _Index(NamedTuple):
 class _Pictures:
     """Where each picture is. The index, 17 bytes a picture, is read when the first picture is asked for.
 
-    With `decode`, a picture that cannot be decoded counts as one that is not there.
+    With `skip`, what is in a file that cannot be read, and a picture that cannot be decoded, counts as not there.
+    Without it such a file raises ShardError.
     """
 
-    def __init__(self, folder: Path, files: Sequence[ShardFile], *, decode: bool):
-        self.folder, self.files, self.decode = folder, files, decode
+    def __init__(self, folder: Path, files: Sequence[ShardFile], *, skip: bool):
+        self.folder, self.files, self.skip = folder, files, skip
         self._index: _Index | None = None
 
     def __getitem__(self, key: str) -> bytes:
@@ -242,7 +246,7 @@ class _Pictures:
         at = self._find(key)
         if at is None:
             return f"no file holds the picture {key}"
-        if not self.decode:
+        if not self.skip:
             return None
         states = self._loaded().states
         if states[at] == _UNKNOWN:
@@ -282,22 +286,31 @@ class _Pictures:
         return self._index
 
     def _read_index(self) -> _Index:
-        """Files that cannot be read hold no picture."""
         prefixes, files, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         for number, file in enumerate(self.files):
             try:
-                check_size(self.folder, file)
-                keys = _read(self.folder, file, columns=["key"])["key"].to_pylist()
+                found = self._read_keys(file)
             except ShardError as error:
+                if not self.skip:
+                    raise
                 _log.warning("%s", error)
                 continue
-            prefixes.append(np.array([int(key[:16], 16) for key in keys], np.uint64))
-            files.append(np.full(len(keys), number, np.int32))
-            rows.append(np.arange(len(keys), dtype=np.int32))
+            prefixes.append(found)
+            files.append(np.full(len(found), number, np.int32))
+            rows.append(np.arange(len(found), dtype=np.int32))
         joined = np.concatenate(prefixes)
         order = np.argsort(joined, kind="stable")
         states = np.full(len(joined), _UNKNOWN, np.uint8)
         return _Index(joined[order], np.concatenate(files)[order], np.concatenate(rows)[order], states)
+
+    def _read_keys(self, file: ShardFile) -> np.ndarray:
+        """[pictures] their prefixes."""
+        check_size(self.folder, file)
+        keys = _read(self.folder, file, columns=["key"])["key"]
+        try:
+            return np.array([int(key[:16], 16) for key in keys.to_pylist()], np.uint64)
+        except (ValueError, OverflowError) as error:  # no UTF-8, no hexadecimal number, a negative one
+            raise _damaged(self.folder, file, f"its keys are no checksums ({error})") from error
 
 
 def check_size(folder: Path, file: ShardFile) -> None:

@@ -25,7 +25,7 @@ import torch
 from moshivis.data.encode import Encoder
 from moshivis.data.layout import Line, parse_line, read_lines
 from moshivis.data.part import Done, Part, Rules, Tally, complete_part, lines_digest, note_path, pack_part, read_done
-from moshivis.data.shard_format import MANIFEST, Manifest, codec_fingerprint, tokenizer_fingerprint
+from moshivis.data.shard_format import MANIFEST, VERSION, Manifest, codec_fingerprint, tokenizer_fingerprint
 from moshivis.data.shards import check_size
 from moshivis.errors import InputError, MoshivisError, ShardError
 from moshivis.files import atomic_write, only_process
@@ -71,8 +71,8 @@ def tokenize(
     rules = rules or Rules()
     lines = read_lines(source)
     encoder = load()
-    _check_place(folder)
     try:
+        _check_place(folder)
         with only_process(folder, f"another process is packing into {folder}; wait for it, or name another folder"):
             _claim(folder, _describe(lines, rules, encoder, lines_a_part))
             if (folder / MANIFEST).exists():
@@ -124,6 +124,7 @@ def _pack(
 def _describe(lines: list[Line], rules: Rules, encoder: Encoder, lines_a_part: int) -> dict[str, Any]:
     """What makes two calls the same job."""
     return {
+        "version": VERSION,
         "source": str(lines[0].path.absolute()),
         "lines": len(lines),
         "sha256": lines_digest(lines),
@@ -156,6 +157,8 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
             begun = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is damaged: {error}; remove the folder and begin anew") from error
+        if not isinstance(begun, dict) or begun.get("version") != VERSION:
+            raise InputError(f"{folder} was begun by another version of this program; remove it and pack again")
         free = () if (folder / MANIFEST).exists() else ("sha256", "skip_broken")  # a broken line mended, or left out
         differing = [name for name in job if name not in free and begun.get(name) != job[name]]
         if differing:

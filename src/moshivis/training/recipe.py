@@ -63,7 +63,7 @@ class DataRecipe:
     datasets: tuple[DatasetRecipe, ...] = ()
     general: tuple[DatasetRecipe, ...] = ()  # dialogues without picture: what p_concat cuts prefixes and suffixes from
     p_audio: float = 0.25  # exact share of speech samples in every batch
-    p_concat: float = 0.0  # share of visual dialogues that are put between general ones
+    p_concat: float = 0.0  # share of visual dialogues, of those that leave room, put between general ones
     max_frames: int = 1024  # of a longer speech sample a piece is taken
     max_tokens: int = 1024  # of a longer speechless one
     bucket: int = 64  # lengths are padded to multiples of this, so that shapes repeat
