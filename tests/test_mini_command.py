@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moshivis.mini.__main__ import main
+from moshivis.mini.measure import _Asker
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,15 @@ def test_what_cannot_be_used_is_named(
     assert status == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", ["flite", "rsvg-convert"])
+def test_measure_names_a_missing_program_before_it_asks(
+    program: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None if name == program else f"/usr/bin/{name}")
+    monkeypatch.setattr(_Asker, "_ask", lambda *_: pytest.fail("it asked"))
+    monkeypatch.setattr(sys, "argv", ["moshivis.mini", "measure", "--count", "6"])
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    assert main() == 2
+    assert f"'{program}' is not installed: apt-get install" in capsys.readouterr().err

@@ -34,12 +34,17 @@ def render_svg(scene: Scene, pixels: int = 256) -> Image.Image:
 
     Raises InputError if rsvg-convert is not installed or an object has no place or size.
     """
+    command = [painter(), "--width", str(pixels), "--height", str(pixels), "--format", "png"]
+    painted = subprocess.run(command, input=svg(scene).encode(), capture_output=True, check=True)
+    return Image.open(io.BytesIO(painted.stdout)).convert("RGB")
+
+
+def painter() -> str:
+    """Path of the program that paints. Raises InputError if it is not installed."""
     program = shutil.which("rsvg-convert")
     if program is None:
         raise InputError("the program 'rsvg-convert' is not installed: apt-get install librsvg2-bin")
-    command = [program, "--width", str(pixels), "--height", str(pixels), "--format", "png"]
-    painted = subprocess.run(command, input=svg(scene).encode(), capture_output=True, check=True)
-    return Image.open(io.BytesIO(painted.stdout)).convert("RGB")
+    return program
 
 
 def svg(scene: Scene) -> str:

@@ -33,7 +33,7 @@ from moshivis.evaluation.recogniser import Recogniser, word_error_rate
 from moshivis.inference.sampling import Sampling
 from moshivis.mini import grammar, voices
 from moshivis.mini.drawing import draw_scene
-from moshivis.mini.foreign import photograph, render_svg
+from moshivis.mini.foreign import painter, photograph, render_svg
 from moshivis.mini.judge import judge
 from moshivis.mini.questions import SCENELESS_FAMILIES, Turn
 from moshivis.mini.recipe import SAMPLING
@@ -78,8 +78,11 @@ def measure(
 ) -> dict:
     """All figures as one plain dict; besides, a third as many scenes are described, and half as many read.
 
-    Raises InputError if a speech program or rsvg-convert is missing.
+    Raises InputError, at once, if a speech program or rsvg-convert is missing.
     """
+    for voice in (*voices.USER_VOICES, voices.HELD_OUT_VOICE):
+        voices.require(voice.engine)
+    painter()
     asker = _Asker(checkpoint, sampling, seed)
     cases = fresh_cases(count, seed)
     described = fresh_cases(max(2, count // 3), seed + 1, ("describe",))
