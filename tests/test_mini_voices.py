@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moshivis.errors import InputError
 from moshivis.mini import clips, grammar, voices
-from moshivis.mini.augment import augment
+from moshivis.mini.augment import another_throat, augment
 from moshivis.mini.clips import ClipStore, build_clips, plan, write_shard
 from moshivis.mini.questions import Query
 from moshivis.mini.voices import (
@@ -213,6 +213,38 @@ def test_augmentation_keeps_length_and_range(seed: int, count: int) -> None:
     changed = augment(audio, rng)
     assert changed.shape == audio.shape and changed.dtype == np.float32
     assert np.isfinite(changed).all() and np.abs(changed).max(initial=0.0) < 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 30_000))
+def test_another_throat_keeps_length_pitch_and_silence(seed: int, count: int) -> None:
+    time = np.arange(count) / SAMPLE_RATE
+    audio = sum(np.sin(2 * np.pi * 120.0 * n * time) / n for n in range(1, 60)).astype(np.float32) * 0.1
+    audio[: count // 3] = 0.0
+    changed = another_throat(audio, np.random.default_rng(seed))
+    assert changed.shape == audio.shape and changed.dtype == np.float32 and np.isfinite(changed).all()
+    assert np.abs(changed[: max(0, count // 3 - 1024)]).max(initial=0.0) < 1e-4
+    if count > 12_000:
+        spectrum = np.abs(np.fft.rfft(changed[-6000:] * np.hanning(6000)))
+        peaks = spectrum[::30][1:40]  # every 120 Hz
+        between = spectrum[15::30][1:40]
+        assert np.median(peaks / between) > 20
+
+
+def test_another_throat_moves_the_formants() -> None:
+    """Noise with one peak at 1500 Hz: where the peak is afterwards."""
+    rng = np.random.default_rng(0)
+    noise = np.fft.rfft(rng.standard_normal(48_000))
+    frequencies = np.fft.rfftfreq(48_000, 1 / SAMPLE_RATE)
+    shaped = noise / (1 + ((frequencies - 1500) / 200) ** 2)
+    audio = (0.1 * np.fft.irfft(shaped) / np.fft.irfft(shaped).std()).astype(np.float32)
+
+    def peak(wave: np.ndarray) -> float:
+        power = np.abs(np.fft.rfft(wave)) ** 2 * (frequencies < 4000)
+        return float((frequencies * power).sum() / power.sum())
+
+    moved = [peak(another_throat(audio, np.random.default_rng(seed))) / peak(audio) for seed in range(20)]
+    assert min(moved) < 0.95 and max(moved) > 1.05 and all(0.75 < ratio < 1.3 for ratio in moved), moved
 
 
 def test_augmentation_leaves_a_third_clean_and_the_speech_on_top() -> None:

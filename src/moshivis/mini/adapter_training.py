@@ -37,7 +37,7 @@ STEPS, P_CONCAT = 2000, 0.2
 HELD_OUT_PICTURES = 500
 WEIGHT_BY_OBJECTS = (0.2, 0.5, 1.0, 1.5, 1.5)  # of a picture: the more there is on it, the more must be looked for
 ASKED = (*SCENE_FAMILIES, *SCENE_FAMILIES, *FAMILIES)  # families, as often as they stand here
-ASKED_BY_KIND: dict[Kind, tuple[str, ...]] = {"speechless": ASKED, "speech": (*ASKED, *HARD, "describe", "describe")}
+ASKED_BY_KIND: dict[Kind, tuple[str, ...]] = {"speechless": ASKED, "speech": (*ASKED, *HARD, *["describe"] * 3)}
 
 
 Source = Spoken | Written

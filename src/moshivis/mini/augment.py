@@ -1,7 +1,8 @@
 """Augmentation of user speech: another room, another microphone, some noise.
 
 Text-to-speech is cleaner than any microphone. A third of the clips stay as they are; the others get a few of gain,
-noise, a small room and a coloured frequency response. Length and alignment never change, so word times stay true.
+noise, a small room and a coloured frequency response. Before that, some are given to another speaker. Length and
+alignment never change, so word times stay true.
 """
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from moshivis.mini.voices import SAMPLE_RATE
 
 CLEAN_SHARE = 0.35
+_WINDOW, _HOP = 1024, 256  # samples
+_LIFTER = 44  # samples of the cepstrum that make the envelope
 
 
 def augment(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -25,6 +28,38 @@ def augment(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         audio = audio * 10 ** (rng.uniform(-14.0, 6.0) / 20)
     peak = np.abs(audio).max(initial=0.0)
     return (audio * min(1.0, 0.99 / max(peak, 1e-9))).astype(np.float32)
+
+
+def another_throat(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same words at the same pitch from another vocal tract: each region of formants moves by up to a fifth.
+
+    Audio [samples] (float32, 24 kHz) of the same length.
+
+    Per frame the spectral envelope (the cepstrum's first 1.8 ms) is stretched along the frequency axis by a random,
+    monotone map, and the spectrum filtered to have it.
+    """
+    if len(audio) < _WINDOW:
+        return audio
+    padded = np.pad(audio, _WINDOW)
+    window = np.hanning(_WINDOW + 1)[:-1]
+    spectrum = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP] * window)  # [F, bins]
+    cepstrum = np.fft.irfft(np.log(np.abs(spectrum) + 1e-5))
+    cepstrum[:, _LIFTER : _WINDOW - _LIFTER + 1] = 0.0
+    envelope = np.fft.rfft(cepstrum).real  # log
+    frequencies = np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE)
+    knots = np.array([300.0, 900.0, 1800.0, 2700.0, 4000.0, 7000.0])
+    moved = knots * rng.uniform(0.9, 1.1) * rng.uniform(0.88, 1.12, len(knots))
+    top = SAMPLE_RATE / 2
+    places = np.interp(frequencies, [0.0, *moved, top], [0.0, *knots, top]) / frequencies[1]
+    below = np.minimum(places.astype(int), len(frequencies) - 2)
+    share = places - below
+    warped = envelope[:, below] * (1 - share) + envelope[:, below + 1] * share
+    frames = np.fft.irfft(spectrum * np.exp(np.clip(warped - envelope, -2.5, 2.5))) * window
+    out, weight = np.zeros(len(padded)), np.full(len(padded), 1e-6)
+    for number, frame in enumerate(frames):
+        out[number * _HOP : number * _HOP + _WINDOW] += frame
+        weight[number * _HOP : number * _HOP + _WINDOW] += window**2
+    return (out / weight)[_WINDOW : _WINDOW + len(audio)].astype(np.float32)
 
 
 def add_noise(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Stage `codes`: every clip through the codec's encoder; training then reads codes only.
 
 The assistant's clips are encoded once, as they are. A user's clip is encoded in several takes: at another speed, at
-another place in the codec's frames, and as another microphone in another room gives it. A model that met one take only
-would learn its codes by heart, not to hear. Every take is encoded after a little silence and with a tail of it, as it
-will stand in a conversation.
+another place in the codec's frames, now and then from another throat, and as another microphone in another room gives
+it. A model that met one take only would learn its codes by heart, not to hear. Every take is encoded after a little
+silence and with a tail of it, as it will stand in a conversation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.progress import track
 from moshivis.codec import Mimi
 from moshivis.files import atomic_write
 from moshivis.mini import parallel
-from moshivis.mini.augment import augment
+from moshivis.mini.augment import another_throat, augment
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.voices import SAMPLE_RATE
 
@@ -29,7 +29,7 @@ FRAME = 1920  # samples
 # Silence before (dropped) and after (kept) each clip. The codec looks back 16 frames and a little, and silence comes
 # before a question in a conversation: after three frames of it one in six of its first semantic codes is another one.
 LEAD_FRAMES, TAIL_FRAMES = 18, 10
-TAKES, SPEEDS = 2, (0.86, 1.16)  # of a user's clip
+TAKES, SPEEDS, THROATS = 2, (0.86, 1.16), 0.3  # of a user's clip; share of takes from another throat
 SILENCE_FRAMES, NUM_BACKGROUNDS = 256, 24
 BATCH = 16
 
@@ -140,6 +140,8 @@ def _hear(index: int, take: int) -> _Heard:
     if clip.role == "user":
         offset, speed = int(rng.integers(FRAME)), float(rng.uniform(*SPEEDS))
         audio = soxr.resample(audio, SAMPLE_RATE * speed, SAMPLE_RATE)
+        if rng.random() < THROATS:
+            audio = another_throat(audio, rng)
     frames = LEAD_FRAMES - (-(offset + len(audio)) // FRAME) + TAIL_FRAMES
     wave = np.zeros(frames * FRAME, np.float32)
     wave[LEAD_FRAMES * FRAME + offset :][: len(audio)] = audio

@@ -34,7 +34,7 @@ READ_NOTHING_SHARE = 0.3  # of the questions what is written that are left where
 INTERRUPTED_SHARE = 0.1  # of the assistant's turns
 HESITATION_SHARE = 0.12  # of the user's turns
 # flite's and festival's voices are harder to understand than espeak's, and of the kind that training never hears
-VOICE_TURNS = {"flite-kal": 2, "flite-kal16": 2, "flite-awb": 4, "festival-slt-lowered": 4}
+VOICE_TURNS = {"flite-kal": 2, "flite-kal16": 2, "flite-awb": 5, "festival-slt-lowered": 7}
 # Synthetic speech tells from its first sounds which recording it is, so a model that hears its own recorded answer
 # reads the rest of the answer from it, and in a conversation finds none. Therefore a turn of the assistant teaches
 # either how to say an answer, or which one: then its own channel holds a recording of another answer. (When its words

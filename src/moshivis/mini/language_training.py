@@ -34,7 +34,7 @@ LANGUAGE_STEPS, LANGUAGE_WARMUP = 8000, 200
 MATRIX_RATE, LANGUAGE_RATE = 1.5e-3, 1e-3  # of the backbone's matrices, by Muon; of everything else, by AdamW
 SPOKEN_ROWS, WRITTEN_ROWS = 24, 28  # of a pretraining step, over all workers
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
-HEARD_LAYER = 2  # block whose output is asked for the user's words
+HEARD_LAYER = 3  # block whose output is asked for the user's words
 
 
 class Learner(nn.Module):

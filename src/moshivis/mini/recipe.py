@@ -50,7 +50,7 @@ def mini(vocabulary: int) -> ModelConfig:
             own_codebooks=CODEBOOKS,
             user_codebooks=CODEBOOKS,
             delays=(0, *delays, *delays),
-            backbone=BackboneConfig(dim=256, num_heads=4, num_layers=6, feed_forward=1024, context=FRAMES),
+            backbone=BackboneConfig(dim=256, num_heads=4, num_layers=7, feed_forward=1024, context=FRAMES),
             depth=DepthConfig(dim=128, num_heads=4, num_layers=2, feed_forward=512, context=CODEBOOKS),
         ),
         adapters=AdapterConfig(gate_scale=(0.002, 0.06)),
