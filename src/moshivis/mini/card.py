@@ -29,8 +29,8 @@ follows 240 ms later. Interrupted, its words stop in all cases, and it answers w
 (68 % in the unheard voice). `python -m moshivis.mini measure` prints these figures. Of 300 others (`--seed 2`) it
 answers 96, 89 and 71 %, reads 93, 93 and 87 %, and describes to 0.94, 0.73 and 0.72: the goal for spoken ones is met in
 one of two. The thirteenth version answered 99, 90 and 68 % of the first 300 and 96, 88 and 68 % of the others, and
-described, spoken, to 0.79 and 0.77; in another draw of voices, measured alike, it answers 99, 90 and 66 % of the first
-300, this one 99, 93 and 73 %.
+described, spoken, to 0.79 and 0.77. Both asked alike by a script of its own, in another draw of voices, it answers 99,
+90 and 66 % of the first 300, and this one 99, 93 and 73 %.
 
 Spoken, it is weakest at yes/no questions and long descriptions. Of the thirteenth version, with the same image encoder,
 is known: asked for a colour and a shape that are both to be seen, but not in one thing, it said in one of ten cases
