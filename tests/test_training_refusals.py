@@ -49,3 +49,9 @@ def test_a_scale_that_nothing_would_use(run: Any, adapters: dict[str, str]) -> N
 def test_data_of_another_model_is_refused(tiny_model: MoshiVis, packed: Path, run: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was made with another tokenizer than that of mini"):
         run(base="mini")
+
+
+def test_general_dialogues_with_pictures(run: Any, packed: Path) -> None:
+    general = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
+    with pytest.raises(InputError, match=f"{packed} holds speech dialogues with a picture.* packed without pictures"):
+        run(data__general=general, data__p_concat=0.001)  # no dialogue of these few steps would be wrapped

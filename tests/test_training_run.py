@@ -87,6 +87,26 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(tiny_folder: Path, pack
     assert [line["step"] for line in log_of(tmp_path / "killed")] == list(range(1, 13))
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_of_which_one_is_killed_end_with_the_same_weights(
+    parallel: str, tiny_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    changes = {"steps": 10, "checkpoint.every": 3, "parallel": parallel}
+    run_ranks(recipe_data(tiny_folder, packed, tmp_path / "whole", changes), 2)
+    data = recipe_data(tiny_folder, packed, tmp_path / "killed", changes)
+    for enough, rank in ((4, 1), (7, 0)):
+        ranks = [start(data, variables) for variables in torchrun_variables(2)]
+        _wait_for_steps(tmp_path / "killed" / "log.jsonl", enough)
+        ranks[rank].kill()
+        for process in ranks:  # the other one misses it
+            process.join(PATIENCE)
+        assert ranks[rank].exitcode == -9 and ranks[1 - rank].exitcode == 1
+    run_ranks(data, 2)
+    results = [load_file(tmp_path / name / "adapters.safetensors") for name in ("whole", "killed")]
+    assert largest_difference(*results) == 0
+    assert losses(log_of(tmp_path / "killed")) == losses(log_of(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize(
     "parallel, precision, more",
     [

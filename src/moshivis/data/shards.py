@@ -98,6 +98,19 @@ class ShardDataset:
         """Samples an epoch."""
         return self._order.rows
 
+    @property
+    def pictured(self) -> bool:
+        """Whether a sample names a picture, by what the files say of their columns.
+
+        Raises ShardError if a file is damaged, with "skip" only where a sample of it is asked for.
+        """
+        try:
+            return any(_names_pictures(self.folder, file) for file in {file for file, _ in self._groups})
+        except ShardError:
+            if self.on_corrupt == "stop":
+                raise
+            return False
+
     def __getitem__(self, position: int) -> Sample:
         """Raises ShardError for a damaged file, with "skip" only if no sample can be read."""
         first, row = self._order[position]
@@ -335,6 +348,16 @@ def _read(folder: Path, file: ShardFile, *, group: int | None = None, columns: l
             return opened.read_row_group(group, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(folder, file, f"it cannot be read as Parquet: {error}") from error
+
+
+def _names_pictures(folder: Path, file: ShardFile) -> bool:
+    try:
+        metadata = pq.read_metadata(folder / file.name)
+        column = metadata.schema.names.index("image")
+        groups = [metadata.row_group(number).column(column) for number in range(metadata.num_row_groups)]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(folder, file, f"it cannot be read as Parquet: {error}") from error
+    return any(group.is_stats_set and group.statistics.null_count < group.num_values for group in groups)
 
 
 def _damaged(folder: Path, file: ShardFile, what: str) -> ShardError:

@@ -10,7 +10,7 @@ from moshivis.data.excerpt import Excerpts
 from moshivis.data.mixture import Mixture
 from moshivis.data.sample import Dataset, Kind
 from moshivis.data.shard_format import Manifest, codec_fingerprint, tokenizer_fingerprint
-from moshivis.data.shards import open_shards
+from moshivis.data.shards import ShardDataset, open_shards
 from moshivis.errors import InputError
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
@@ -20,7 +20,8 @@ from moshivis.training.recipe import DataRecipe, DatasetRecipe
 def training_sets(recipe: DataRecipe, seed: int) -> tuple[Dataset | None, Dataset | None]:
     """Speech and speechless samples as the recipe mixes them; None where it has none of that kind.
 
-    Raises InputError for folders that are missing, damaged, or without samples of their kind.
+    Raises InputError for folders that are missing, damaged, or without samples of their kind, and for general dialogues
+    with pictures.
     """
     return _training_set(recipe, "speech", seed), _training_set(recipe, "speechless", seed)
 
@@ -63,15 +64,22 @@ def check_pictures(datasets: Sequence[DatasetRecipe]) -> None:
 
 def _training_set(recipe: DataRecipe, kind: Kind, seed: int) -> Dataset | None:
     dialogues = _excerpts(recipe.datasets, kind, seed, recipe)
-    general = _mixed(recipe.general, kind, seed, recipe)
+    opened = _opened(recipe.general, kind, seed, recipe)
     if dialogues is None or not recipe.p_concat:
         return dialogues
+    for shards, _ in opened:
+        if shards.pictured:
+            raise InputError(
+                f"{shards.folder} holds {kind} dialogues with a picture, which would be heard beside that of another "
+                "dialogue; as data.general give dialogues that are packed without pictures"
+            )
+    general = _mixed(opened, kind, seed)
     assert general is not None
     return Concatenated(dialogues, general, probability=recipe.p_concat, longest=_longest(kind, recipe), seed=seed)
 
 
 def _excerpts(datasets: Sequence[DatasetRecipe], kind: Kind, seed: int | None, recipe: DataRecipe) -> Dataset | None:
-    mixed = _mixed(datasets, kind, seed, recipe)
+    mixed = _mixed(_opened(datasets, kind, seed, recipe), kind, seed)
     return None if mixed is None else Excerpts(mixed, longest=_longest(kind, recipe), seed=seed or 0)
 
 
@@ -79,9 +87,13 @@ def _longest(kind: Kind, recipe: DataRecipe) -> int:
     return recipe.max_frames if kind == "speech" else recipe.max_tokens
 
 
-def _mixed(datasets: Sequence[DatasetRecipe], kind: Kind, seed: int | None, recipe: DataRecipe) -> Dataset | None:
+_Weighted = list[tuple[ShardDataset, float]]
+
+
+def _opened(datasets: Sequence[DatasetRecipe], kind: Kind, seed: int | None, recipe: DataRecipe) -> _Weighted:
+    """Those of one kind, with their weights."""
     chosen = [dataset for dataset in datasets if dataset.kind == kind]
-    opened: list[tuple[Dataset, float]] = []
+    opened: _Weighted = []
     for number, dataset in enumerate(chosen):
         shards = open_shards(
             dataset.path,
@@ -92,6 +104,10 @@ def _mixed(datasets: Sequence[DatasetRecipe], kind: Kind, seed: int | None, reci
             on_corrupt=recipe.on_corrupt,
         )
         opened.append((shards, dataset.weight))
+    return opened
+
+
+def _mixed(opened: _Weighted, kind: Kind, seed: int | None) -> Dataset | None:
     if len(opened) > 1:
         return Mixture(opened, kind, seed or 0)
     return opened[0][0] if opened else None
