@@ -15,6 +15,7 @@ from moshivis.checkpoints.load import Checkpoint, load_model
 from moshivis.evaluation.recogniser import word_error_rate
 from moshivis.mini import voices
 from moshivis.mini.__main__ import WEIGHTS
+from moshivis.mini.card import EMBEDDED_CARD
 from moshivis.mini.grammar import normalise
 from moshivis.mini.listener import load_listener
 from moshivis.mini.measure import fresh_cases, measure
@@ -30,6 +31,7 @@ def test_weights_are_small_and_nothing_but_data(embedded: Checkpoint) -> None:
     assert {file.suffix for file in WEIGHTS.iterdir()} == {".safetensors", ".json", ".model", ".md"}
     assert embedded.tokenizer is not None
     assert len(embedded.tokenizer) == embedded.model.config.speech_lm.text_card
+    assert (WEIGHTS / "README.md").read_text() == EMBEDDED_CARD
 
 
 @pytest.mark.skipif(

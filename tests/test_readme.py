@@ -37,7 +37,7 @@ NOT_RUN = {
     ),
     "moshivis talk picture.png --audio question.wav --model path/to/folder --device cuda": "needs those 17 GB",
     "moshivis bench step --preset moshika-vis --random": "needs 24 GB of memory",
-    "apt-get install espeak-ng flite festival festvox-us-slt-hts librsvg2-bin fonts-dejavu-core fonts-liberation": (
+    "apt-get install g++ espeak-ng flite festival festvox-us-slt-hts librsvg2-bin fonts-dejavu-core fonts-liberation": (
         "needs an administrator"
     ),
     "pip install 'moshivis[train,data]'": "changes the environment that runs this test",
@@ -46,8 +46,8 @@ NOT_RUN = {
         "needs two such machines"
     ),
     "pip install -e '.[eval,mini,train]'": "changes the environment that runs this test",
-    "python -m moshivis.mini build --out runs/mini": "takes hours",
-    "python -m moshivis.mini measure": "takes minutes, and needs the speech programs",
+    "python -m moshivis.mini build --out runs/miniature": "takes hours",
+    "python -m moshivis.mini measure --model runs/miniature/model": "takes minutes, and needs the speech programs",
 }
 
 

@@ -22,6 +22,12 @@ def test_a_device_that_is_not_there(run: Any) -> None:
         run(device="cuda:77")
 
 
+def test_compiling_without_a_compiler(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler on a CPU: install g\+\+, or set compile=false"):
+        run(compile=True)
+
+
 @pytest.mark.parametrize("layers", [[99], [], [0, 0]])
 def test_adapters_in_blocks_that_are_not_there(run: Any, layers: list[int]) -> None:
     with pytest.raises(InputError, match=r"adapters.layers are different blocks from 0 to 1, not \["):

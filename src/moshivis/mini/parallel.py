@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from torch.multiprocessing.spawn import ProcessException, spawn
 
 from moshivis.errors import MoshivisError
 from moshivis.processes import end_with_parent
+from moshivis.training.speed import compiler
 
 # Parameters of glibc's mallopt (malloc.h) and values that keep freed memory in the process.
 _KEEPING = {-1: -1, -2: 256 << 20, -3: 32 << 20}  # M_TRIM_THRESHOLD: never; M_TOP_PAD; M_MMAP_THRESHOLD: its maximum
@@ -78,7 +78,7 @@ def worth_compiling(steps: int, device: torch.device) -> bool:
 
     On a CPU with a C++ compiler a step is 1.4 times as fast for it.
     """
-    return steps >= COMPILED_FROM_STEPS and shutil.which("g++") is not None and device.type == "cpu"
+    return steps >= COMPILED_FROM_STEPS and device.type == "cpu" and compiler() is not None
 
 
 def average_gradients(parameters: Iterable[Tensor], workers: int) -> None:

@@ -23,7 +23,7 @@ from moshivis.training.distributed import Ranks, broadcast, shard
 from moshivis.training.learner import Learner
 from moshivis.training.lora import add_lora
 from moshivis.training.recipe import Recipe, adapter_config
-from moshivis.training.speed import checkpoint_activations, compile_blocks
+from moshivis.training.speed import checkpoint_activations, compile_blocks, compiler
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def prepare(recipe: Recipe, ranks: Ranks) -> Ready:
     """
     config = base_config(recipe)
     check_base(recipe, config)
+    if recipe.compile and ranks.device.type == "cpu" and compiler() is None:
+        raise InputError("compile: true needs a C++ compiler on a CPU: install g++, or set compile=false")
     sharded = recipe.parallel == "fsdp" and ranks.count > 1
     if sharded and not ranks.leads:
         found = Checkpoint(_hollow(config, dtype_of(recipe)), None)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -23,6 +26,11 @@ PEAK_FLOPS = {
     "L40S": 362e12,
     "RTX 4090": 165e12,
 }
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch compiles with for a CPU; None if it is not installed."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
 
 
 def shorten_vectors() -> None:
