@@ -75,6 +75,7 @@ SCENE = Scene((SceneObject("star", "blue", "small", "top"), SceneObject("circle"
         ({"family": "describe"}, "I see a blue star, a red circle and a red circle.", False),
         ({"family": "knowledge", "item": "sum:2:3"}, "5", True),
         ({"family": "knowledge", "item": "sum:2:3"}, "Two plus three is six.", False),
+        ({"family": "knowledge", "item": "sum:2:3"}, "The number of stars is five.", False),
         ({"family": "knowledge", "item": "capital:Italy"}, "It is Rome.", True),
         ({"family": "knowledge", "item": "capital:Italy"}, "Rome or Paris.", False),
         ({"family": "knowledge", "item": "bigger:ant:dog"}, "A dog is bigger than an ant.", True),

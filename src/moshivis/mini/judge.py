@@ -208,7 +208,8 @@ def _judge_fact(turn: Turn, words: list[str]) -> bool:
     if kind in ("bigger", "smaller"):
         return set(spoken) <= asked and _judge_comparison(facts["key"], kind, words, spoken)
     if kind in ("sum", "minus"):
-        return spoken[-1] == facts["key"] and set(spoken) <= asked | {facts["key"]}
+        of_things = any(_SYNONYMS.get(word, word) in (*SHAPES, "thing", "things", "objects") for word in words)
+        return spoken[-1] == facts["key"] and set(spoken) <= asked | {facts["key"]} and not of_things
     if kind in ("next", "after", "before") and not _judge_order(facts["key"], kind, words, spoken):
         return False
     if kind == "opposite" and "opposite" not in words and len(words) > 3:
