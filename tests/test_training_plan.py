@@ -38,7 +38,8 @@ def test_the_papers_run() -> None:
         on_cpu.activations - on_gpu.activations > 32 * 4 * 2 * 32 * 1024**2
     )  # the scores of attention, 2 rows or more
     sharded = full("parallel=fsdp")
-    assert sharded.weights < paper.weights / 4 and sharded.optimiser == paper.optimiser // 8
+    assert paper.weights / 4 < sharded.weights < paper.weights / 3  # an eighth, and what is gathered of it
+    assert sharded.optimiser == paper.optimiser // 8
 
 
 def test_lora_and_everything_train_more() -> None:

@@ -19,7 +19,7 @@ from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.training.checkpoint import Progress
 from moshivis.training.recipe import Recipe
 from moshivis.training.report import Report
-from training_support import PATIENCE, log_of, losses, pack, packed, picture, run
+from training_support import PATIENCE, log_of, losses, pack, packed, picture, recipe_data, run, run_ranks
 
 __all__ = ["packed", "run"]  # fixtures
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
@@ -104,14 +104,19 @@ def test_what_is_no_number_is_null_in_the_log(tmp_path: Path) -> None:
 
 
 def test_samples_that_a_validation_skips_are_counted_for_it_alone(
-    run: Any, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+    run: Any, tiny_folder: Path, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     files = {"red": picture("red"), "blue": picture("blue")[:-30]}
     folder = pack(tmp_path / "damaged", tiny_model, tiny_tokenizer, picture=files.__getitem__)
-    held_out = {"every": 1, "datasets": [{"path": str(folder), "kind": "speech"}], "rows": 4}
-    out = run("skip", data__on_corrupt="skip", validation=held_out, steps=3)
-    counts = [line["held_out_speech_skipped"] for line in log_of(out, "held_out_speech_text")]
-    assert len(counts) == 3 and counts[0] > 0 and len(set(counts)) == 1
+    held_out = {"every": 1, "datasets": [{"path": str(folder), "kind": "speech"}], "rows": 3}
+    changes = {"data.on_corrupt": "skip", "validation": held_out, "steps": 3}
+    run("one", **{name.replace(".", "__"): value for name, value in changes.items()})
+    run_ranks(recipe_data(tiny_folder, folder, tmp_path / "two", changes), 2)  # which have one row to fill
+    one, two = (
+        [line["held_out_speech_skipped"] for line in log_of(tmp_path / name, "held_out_speech_text")]
+        for name in ("one", "two")
+    )
+    assert len(one) == 3 and one[0] > 0 and len(set(one)) == 1 and two == one
 
 
 def test_held_out_samples_count_once_however_many_rows_are_asked_for(run: Any, packed: Path) -> None:

@@ -179,23 +179,24 @@ def test_another_recipe_does_not_go_on_with_a_run(tiny_folder: Path, packed: Pat
         train(recipe(tiny_folder, packed, out, {"steps": 3}), quiet=True)
 
 
+@pytest.mark.parametrize("changes", [{}, {"train": "all", "loss.codebooks": 3}])
 def test_other_data_or_another_base_does_not_go_on_with_a_run(
-    tiny_folder: Path, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+    changes: dict[str, Any], tiny_folder: Path, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     data = pack(tmp_path / "data", tiny_model, tiny_tokenizer)
     base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
-    train(recipe(base, data, tmp_path / "run", {"steps": 1}), quiet=True)
-    train(recipe(base, data, tmp_path / "run", {"steps": 2}), quiet=True)
+    train(recipe(base, data, tmp_path / "run", {"steps": 1, **changes}), quiet=True)
+    train(recipe(base, data, tmp_path / "run", {"steps": 2, **changes}), quiet=True)
     shutil.rmtree(data)
     pack(data, tiny_model, tiny_tokenizer, count=8)
     with pytest.raises(InputError, match=rf"begun with something else \({data} changed since\)"):
-        train(recipe(base, data, tmp_path / "run", {"steps": 3}), quiet=True)
+        train(recipe(base, data, tmp_path / "run", {"steps": 3, **changes}), quiet=True)
     other = copy.deepcopy(tiny_model)
     other.speech_lm.text_head.weight.data.mul_(2)
     shutil.rmtree(base)
     save_folder(base, other, tiny_tokenizer.model, "another")
     with pytest.raises(InputError, match=rf"begun with something else \(base, {data} changed since\)"):
-        train(recipe(base, data, tmp_path / "run", {"steps": 3}), quiet=True)
+        train(recipe(base, data, tmp_path / "run", {"steps": 3, **changes}), quiet=True)
 
 
 def test_two_runs_do_not_share_a_folder(tiny_folder: Path, packed: Path, tmp_path: Path) -> None:
@@ -230,12 +231,31 @@ def test_adapters_need_pictures(
     write_shards(tmp_path / "blind", blind, picture, tiny_tokenizer, tiny_model.codec)
     with pytest.raises(InputError, match="no data set that is used holds a picture"):
         train(recipe(tiny_folder, tmp_path / "blind", tmp_path / "run"), quiet=True)
-    train(recipe(tiny_folder, tmp_path / "blind", tmp_path / "lora", {"train": "lora", "steps": 1}), quiet=True)
+    one = {"data.p_audio": 1, "data.datasets": [{"path": str(tmp_path / "half"), "kind": "speech"}]}
+    half = [*blind, speechless_sample(tiny_tokenizer, 0)]
+    write_shards(tmp_path / "half", half, picture, tiny_tokenizer, tiny_model.codec)
+    with pytest.raises(InputError, match="no data set that is used holds a picture"):
+        train(recipe(tiny_folder, tmp_path / "half", tmp_path / "run", one), quiet=True)
     seeing = pack(tmp_path / "seeing", tiny_model, tiny_tokenizer)
     mixed = [{"path": str(seeing), "kind": "speech"}, {"path": str(tmp_path / "blind"), "kind": "speechless"}]
     changes = {"data.datasets": mixed, "data.p_audio": 0}  # what has pictures is not used
     with pytest.raises(InputError, match="no data set that is used holds a picture"):
         train(recipe(tiny_folder, seeing, tmp_path / "run", changes), quiet=True)
+
+
+@pytest.mark.parametrize("matrices", ["adamw", "muon"])
+def test_without_pictures_adapters_stay_as_they_are(
+    matrices: str, tiny_folder: Path, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    samples = [make(tiny_tokenizer, n) for n in range(8) for make in (speech_sample, speechless_sample)]
+    blind = [dataclasses.replace(sample, image=None) for sample in samples]
+    write_shards(tmp_path / "blind", blind, picture, tiny_tokenizer, tiny_model.codec)
+    changes = {"train": "lora", "steps": 3, "optimiser.weight_decay": 1.0, "optimiser.matrices": matrices}
+    file = train(recipe(tiny_folder, tmp_path / "blind", tmp_path / "run", changes), quiet=True)
+    before = {name: parameter.bfloat16() for name, parameter in tiny_model.trainable_parameters()}
+    after = load_file(file)
+    assert before and all(after[name].equal(tensor) for name, tensor in before.items())
+    assert any(".lora_up" in name and tensor.any() for name, tensor in after.items())
 
 
 class Dying:

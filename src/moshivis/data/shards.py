@@ -102,14 +102,9 @@ class ShardDataset:
     def pictured(self) -> bool:
         """Whether a sample names a picture, by what the files say of their columns.
 
-        Raises ShardError if a file is damaged, with "skip" only where a sample of it is asked for.
+        Raises ShardError for a damaged file; with "skip" the other files tell.
         """
-        try:
-            return any(_names_pictures(self.folder, file) for file in {file for file, _ in self._groups})
-        except ShardError:
-            if self.on_corrupt == "stop":
-                raise
-            return False
+        return any(self._pictured(file) for file in dict.fromkeys(file for file, _ in self._groups))
 
     def __getitem__(self, position: int) -> Sample:
         """Raises ShardError for a damaged file, with "skip" only if no sample can be read."""
@@ -164,6 +159,14 @@ class ShardDataset:
             audio_graded=_mask(table, "audio_graded", row) if self.kind == "speech" else None,
             origin=table["origin"][row].as_py(),
         )
+
+    def _pictured(self, file: ShardFile) -> bool:
+        try:
+            return _names_pictures(self.folder, file)
+        except ShardError:
+            if self.on_corrupt == "stop":
+                raise
+            return False
 
 
 def _array(table: pa.Table, column: str, row: int) -> np.ndarray:

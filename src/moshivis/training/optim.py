@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,24 @@ def rate_at(step: int, steps: int, recipe: OptimiserRecipe) -> float:
 
 
 class Optimiser:
-    """AdamW, or Muon for matrices, over named parameters; matrices decay, vectors do not.
+    """AdamW, or Muon for matrices, over named parameters; matrices decay, vectors and what is `idle` do not.
 
-    Its state exists from the start.
+    `idle` names, by prefixes, what gets no gradient. Its state exists from the start.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: OptimiserRecipe):
+    def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: OptimiserRecipe, idle: tuple[str, ...] = ()):
         self.parameters, self.recipe = parameters, recipe
-        by_muon = [p for p in parameters.values() if recipe.matrices == "muon" and p.ndim == 2]
-        rest = [p for p in parameters.values() if recipe.matrices != "muon" or p.ndim != 2]
+        decay: list[nn.Parameter] = []
+        still: list[nn.Parameter] = []
+        for name, parameter in parameters.items():
+            (still if parameter.ndim <= 1 or name.startswith(idle) else decay).append(parameter)
+        groups = [(decay, recipe.weight_decay), (still, 0.0)]
+        by_muon = [([p for p in group if _is_muons(p, recipe)], weight) for group, weight in groups]
+        rest = [([p for p in group if not _is_muons(p, recipe)], weight) for group, weight in groups]
         self.parts: list[torch.optim.Optimizer] = []
-        if by_muon:
+        if any(group for group, _ in by_muon):
             self.parts.append(_muon(by_muon, recipe))
-        if rest:
+        if any(group for group, _ in rest):
             self.parts.append(_adamw(rest, recipe))
 
     def clip(self) -> float:
@@ -62,22 +68,30 @@ class Optimiser:
         }
 
 
-def _muon(matrices: list[nn.Parameter], recipe: OptimiserRecipe) -> torch.optim.Optimizer:
-    muon = torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-    for matrix in matrices:
-        muon.state[matrix] = {"momentum_buffer": torch.zeros_like(matrix, requires_grad=False)}
+_Groups = list[tuple[list[nn.Parameter], float]]  # and how much each decays
+
+
+def _is_muons(parameter: nn.Parameter, recipe: OptimiserRecipe) -> bool:
+    return recipe.matrices == "muon" and parameter.ndim == 2
+
+
+def _as_torch(groups: _Groups) -> list[dict[str, Any]]:
+    return [{"params": group, "weight_decay": weight} for group, weight in groups if group]
+
+
+def _muon(groups: _Groups, recipe: OptimiserRecipe) -> torch.optim.Optimizer:
+    muon = torch.optim.Muon(_as_torch(groups), lr=recipe.rate, adjust_lr_fn="match_rms_adamw")
+    for matrices, _ in groups:
+        for matrix in matrices:
+            muon.state[matrix] = {"momentum_buffer": torch.zeros_like(matrix, requires_grad=False)}
     return muon
 
 
-def _adamw(parameters: list[nn.Parameter], recipe: OptimiserRecipe) -> torch.optim.Optimizer:
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _adamw(groups: _Groups, recipe: OptimiserRecipe) -> torch.optim.Optimizer:
+    parameters = [parameter for group, _ in groups for parameter in group]
     fused = any(parameter.is_cuda for parameter in parameters)
     beta1, beta2 = recipe.betas
-    adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=recipe.rate, betas=(beta1, beta2), fused=fused
-    )
+    adamw = torch.optim.AdamW(_as_torch(groups), lr=recipe.rate, betas=(beta1, beta2), fused=fused)
     for parameter in parameters:
         adamw.state[parameter] = {
             "step": torch.zeros((), device=parameter.device if fused else "cpu"),

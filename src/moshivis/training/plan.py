@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from moshivis.checkpoints.folder import empty_model
-from moshivis.config import BackboneConfig
+from moshivis.config import BackboneConfig, ModelConfig
 from moshivis.devices import device_type
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.backbone import Backbone
@@ -27,6 +27,7 @@ from moshivis.training.recipe import Recipe
 from moshivis.training.setup import base_config, check_base, dtype_of, set_up
 
 GIB = 2**30
+WHOLE = ("codec.", "vision.encoder.")  # what is never sharded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,9 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 def _weights(model: MoshiVis, recipe: Recipe, shared: int) -> int:
     """Codec in float32, what learns in float32, the rest in the recipe's precision; speech LM and adapters sharded.
 
-    In half precision what learns and is not sharded is held as cast, too, from its use to the end of the step.
+    In half precision what learns and is not sharded is held as cast, too, from its use to the end of the step. What is
+    sharded is gathered to be used: of the blocks and the depth transformer the one in use and the next block, of the
+    rest all.
     """
     half = 2 if recipe.precision == "bf16" else 4
     learns = 6 if recipe.precision == "bf16" and shared == 1 else 4
@@ -117,8 +120,16 @@ def _weights(model: MoshiVis, recipe: Recipe, shared: int) -> int:
     for name, parameter in model.named_parameters():
         frozen = 4 if name.startswith("codec.") else half
         size = parameter.numel() * (learns if parameter.requires_grad else frozen)
-        total += size if name.startswith(("codec.", "vision.encoder.")) else size // shared
-    return total
+        total += size if name.startswith(WHOLE) else size // shared
+    return total + (half * _gathered(model) if shared > 1 else 0)
+
+
+def _gathered(model: MoshiVis) -> int:
+    """Numbers of the sharded groups, as `distributed.shard` makes them, that are whole at one time."""
+    block, depth = (_count(part.parameters()) for part in (model.speech_lm.backbone.layers[0], model.speech_lm.depth))
+    grouped = ("speech_lm.backbone.layers.", "speech_lm.depth.")
+    rest = _count(x for name, x in model.named_parameters() if not name.startswith((*WHOLE, *grouped)))
+    return rest + max(depth, 2 * block)
 
 
 def _activations(model: MoshiVis, recipe: Recipe, rows: tuple[int, int], shared: int) -> int:
@@ -134,6 +145,7 @@ def _activations(model: MoshiVis, recipe: Recipe, rows: tuple[int, int], shared:
             continue
         stream = tokens * lm.backbone.dim * of_stream
         block = _kept_by_block(lm.backbone, recipe, part, steps) + 2 * (of_stream - number) * tokens * lm.backbone.dim
+        block += _kept_by_adapter(model.config, recipe, part, steps)
         layers = lm.backbone.num_layers
         held = layers * stream + block if recipe.activation_checkpointing else layers * block
         logits = 3 * 4 * tokens * lm.text_card  # float32: the logits, their softmax, its gradient
@@ -144,7 +156,7 @@ def _activations(model: MoshiVis, recipe: Recipe, rows: tuple[int, int], shared:
 
 
 def _kept_by_block(config: BackboneConfig, recipe: Recipe, rows: int, steps: int) -> int:
-    """Bytes that autograd keeps of one block and its adapter, whose update is taken to be one more stream's size.
+    """Bytes that autograd keeps of one block without its adapter.
 
     The scores of attention, which the meta device keeps, are counted on a CPU only: an accelerator's kernels keep none.
     """
@@ -164,6 +176,22 @@ def _kept_by_block(config: BackboneConfig, recipe: Recipe, rows: int, steps: int
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = one.layers[0](x, rope=None, mask=None, fusion=lambda layer, stream: stream)
-    adapter = 6 * rows * steps * config.dim * x.element_size()
     del result
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) + adapter
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _kept_by_adapter(config: ModelConfig, recipe: Recipe, rows: int, steps: int) -> int:
+    """Bytes that autograd keeps of one block's adapter: on the meta device its attention would keep other tensors."""
+    if config.adapters is None:
+        return 0
+    number = 2 if recipe.precision == "bf16" else 4
+    stream = rows * steps * config.speech_lm.backbone.dim
+    kept = 2 * 4 * stream  # the norm's input and what it scales, in float32
+    kept += 4 * number * stream  # normed, query, what attention gives, update
+    if config.adapters.gate != "none":
+        hidden = stream // 8 if config.adapters.gate_input == "conditional" else 0
+        kept += number * (stream + hidden)
+    if device_type(recipe.device) == "cpu":
+        patches = ((config.vision.longest_edge or config.vision.image_size) // config.vision.patch_size) ** 2
+        kept += 4 * rows * config.speech_lm.backbone.num_heads * steps * patches
+    return kept

@@ -126,7 +126,7 @@ def _sentence(progress: Progress, steps: int, line: Mapping[str, Any]) -> str:
     if "mfu" in line:
         parts.append(f"MFU {line['mfu']:.0%}")
     if line["waiting"] > 0.05 * line["seconds"]:
-        parts.append(f"{line['waiting'] / line['seconds']:.0%} of the time waiting for data")
+        parts.append(f"{line['waiting'] / line['seconds']:.0%} of the time waiting for data and pictures")
     return "  ".join(parts)
 
 

@@ -35,7 +35,7 @@ from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 from moshivis.training.report import LOG, RUN_ID, Report
 from moshivis.training.setup import Ready, dtype_of, prepare
-from moshivis.training.sources import check_made_for, check_pictures, held_out_sets, training_sets
+from moshivis.training.sources import check_made_for, held_out_sets, hold_pictures, training_sets
 from moshivis.training.speed import peak_flops
 from moshivis.training.trainer import Trainer
 from moshivis.training.validation import Validation
@@ -98,16 +98,21 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
     chosen = sets or training_sets(recipe.data, recipe.seed)
     unseen = held_out or held_out_sets(recipe.validation.datasets, recipe.data)
     ready = prepare(recipe, ranks)
-    sources = {"base": ready.base}
+    sources, pictured = {"base": ready.base}, True
     if sets is None:
         used = (*recipe.data.datasets, *recipe.data.general, *recipe.validation.datasets)
         check_made_for(ready.model, ready.tokenizer, used)
-        if recipe.train == "adapters":
-            check_pictures([dataset for dataset in recipe.data.datasets if dataset.kind in recipe.kinds()])
+        pictured = hold_pictures(recipe.data, recipe.kinds())
+        if recipe.train == "adapters" and not pictured:
+            raise InputError(
+                "no data set that is used holds a picture, and without pictures adapters learn nothing: pack "
+                'conversations with an "image", or set train: lora'
+            )
         learnt = (*recipe.data.datasets, *recipe.data.general)
         sources |= {dataset.path: file_sha256(Path(dataset.path) / MANIFEST) for dataset in learnt}
     _check_sources(begun_with, sources, recipe, ranks)
-    trainer = Trainer(recipe, ready, _features(recipe, ready, (*chosen, *unseen)), ranks, checkpoints, sources)
+    features = _features(recipe, ready, (*chosen, *unseen))
+    trainer = Trainer(recipe, ready, features, ranks, checkpoints, sources, pictured=pictured)
     trainer.resume()
     if trainer.progress.step > recipe.steps:
         raise InputError(
@@ -205,14 +210,14 @@ def _filled(before: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 def _check_sources(before: Mapping[str, str], now: Mapping[str, str], recipe: Recipe, ranks: Ranks) -> None:
     """Raise InputError, on all ranks, if base or data are not those that the run was begun with."""
-    # Of a sharded base the rank that leads alone has the fingerprint.
+    # Of a sharded base the rank that leads alone has the fingerprint; older versions had none for train: all.
     differing = [
-        name for name, fingerprint in now.items() if ranks.leads and before.get(name, fingerprint) != fingerprint
+        name for name, fingerprint in now.items() if fingerprint and (before.get(name) or fingerprint) != fingerprint
     ]
     if ranks.any(bool(differing)):
         raise InputError(
-            f"the run in {recipe.out} was begun with something else ({', '.join(differing)} changed since); choose "
-            "another out, or remove that folder"
+            f"the run in {recipe.out} was begun with something else ({', '.join(differing) or 'base'} changed since); "
+            "choose another out, or remove that folder"
         )
 
 

@@ -33,7 +33,7 @@ class Ready:
     model: MoshiVis  # sharded with parallel: fsdp
     tokenizer: TextTokenizer | None
     learner: Learner  # its forward pass
-    base: str  # fingerprint of what is frozen beneath the adapters; "" where train: all leaves nothing so
+    base: str  # fingerprint of what is beneath the adapters, before any training; "" where another rank has loaded it
     sampling: Mapping[str, Any] | None  # how the base says to sample from it
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, ranks: Ranks) -> Ready:
         found = _base(recipe, config, torch.device("cpu") if sharded else ranks.device)
     model = found.model
     set_up(model, recipe)
-    base = "" if recipe.train == "all" or next(model.parameters()).is_meta else base_fingerprint(model)
+    base = "" if next(model.parameters()).is_meta else base_fingerprint(model)
     learner = Learner(model, recipe.loss)
     if recipe.compile:
         compile_blocks(learner)

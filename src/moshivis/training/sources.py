@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from moshivis.data.concat import Concatenated
@@ -53,13 +53,9 @@ def check_made_for(model: MoshiVis, tokenizer: TextTokenizer | None, datasets: S
                 )
 
 
-def check_pictures(datasets: Sequence[DatasetRecipe]) -> None:
-    """Raise InputError if no conversation has a picture, from which alone adapters learn."""
-    if not any(Manifest.read(Path(dataset.path)).rows("pictures") for dataset in datasets):
-        raise InputError(
-            "no data set that is used holds a picture, and without pictures adapters learn nothing: pack conversations "
-            'with an "image", or set train: lora'
-        )
+def hold_pictures(recipe: DataRecipe, kinds: Collection[Kind]) -> bool:
+    """Whether a conversation of these kinds has a picture."""
+    return any(shards.pictured for kind in sorted(kinds) for shards, _ in _opened(recipe.datasets, kind, None, recipe))
 
 
 def _training_set(recipe: DataRecipe, kind: Kind, seed: int) -> Dataset | None:

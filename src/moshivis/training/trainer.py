@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from moshivis.data.loader import Batch
 from moshivis.data.sample import Sample
 from moshivis.errors import MoshivisError
+from moshivis.model import TRAINED
 from moshivis.training.batch import Part, collate, split
 from moshivis.training.checkpoint import Checkpoints, Progress
 from moshivis.training.distributed import Ranks, sum_gradients
@@ -74,12 +75,15 @@ class Trainer:
         ranks: Ranks,
         out: Checkpoints,
         sources: Mapping[str, str] = MappingProxyType({}),
+        *,
+        pictured: bool = True,
     ):
         self.sources = sources
         self.recipe, self.ready, self.features, self.ranks, self.checkpoints = recipe, ready, features, ranks, out
         self.learner: Learner = ready.learner
         self.trained = ready.trained()
-        self.optimiser = Optimiser(self.trained, recipe.optimiser)
+        # Without pictures adapters have no gradient: they must stay as they are, not decay.
+        self.optimiser = Optimiser(self.trained, recipe.optimiser, idle=() if pictured else TRAINED)
         self.ema = Ema(self.trained, recipe.optimiser.ema) if recipe.optimiser.ema else None
         self.progress = Progress()
         self.sharded = recipe.parallel == "fsdp" and ranks.count > 1

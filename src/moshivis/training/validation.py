@@ -80,7 +80,10 @@ class Validation:
         rows = min(rows, getattr(dataset, "num_samples", None) or rows)  # each counts once
         count = -(-rows // ranks.count)  # as many on every rank: they must act alike
         before = skipped(dataset)
-        samples = [_sample(dataset, ranks.rank + ranks.count * row, rows) for row in range(count)]
+        positions = range(ranks.rank, rows, ranks.count)
+        samples = [dataset[position] for position in positions]
+        lost = ranks.sum(torch.tensor([skipped(dataset) - before]))
+        samples += [_filler(dataset[0])] * (count - len(samples))
         parts = [self.trainer.collate(some) for some in split(samples, -(-count // ROWS_AT_ONCE))]
         denominators = Denominators.of(parts, self.recipe.loss)
         ranks.sum(denominators.sums)
@@ -106,7 +109,6 @@ class Validation:
             adapted = range(len(mean)) if config is None or config.layers is None else config.layers
             values[f"held_out_{kind}_gate"] = float(mean[list(adapted)].mean())
             values[f"held_out_{kind}_gates"] = [round(float(gate), 5) for gate in mean]
-        lost = ranks.sum(torch.tensor([skipped(dataset) - before]))
         if lost.item():
             values[f"held_out_{kind}_skipped"] = int(lost)
         return values
@@ -123,11 +125,8 @@ class Validation:
                 answer(assistant, sample, picture, folder / f"{dataset.kind}-{position}")
 
 
-def _sample(dataset: Dataset, position: int, rows: int) -> Sample:
-    """Beyond the `rows` that are to be measured, one that no figure counts: every rank needs as many."""
-    sample = dataset[position % rows]
-    if position < rows:
-        return sample
+def _filler(sample: Sample) -> Sample:
+    """One that no figure counts: every rank needs as many."""
     none = np.zeros(len(sample), bool)
     return replace(sample, text_graded=none, audio_graded=None if sample.audio is None else none, image=None)
 
