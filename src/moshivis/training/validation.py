@@ -83,7 +83,7 @@ class Validation:
         positions = range(ranks.rank, rows, ranks.count)
         samples = [dataset[position] for position in positions]
         lost = ranks.sum(torch.tensor([skipped(dataset) - before]))
-        samples += [_filler(dataset[0])] * (count - len(samples))
+        samples += [_filler(dataset[0]) for _ in range(count - len(samples))]
         parts = [self.trainer.collate(some) for some in split(samples, -(-count // ROWS_AT_ONCE))]
         denominators = Denominators.of(parts, self.recipe.loss)
         ranks.sum(denominators.sums)
