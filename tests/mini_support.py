@@ -32,10 +32,8 @@ def world_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return train_tokenizer(Stage(tmp_path_factory.mktemp("tokenizer")))
 
 
-@pytest.fixture(scope="session")
-def spoken_codes(tmp_path_factory: pytest.TempPathFactory) -> ClipCodes:
-    """A dozen clips, spoken and encoded for real by a codec with random weights."""
-    folder = tmp_path_factory.mktemp("clips")
+def small_plan() -> list[PlannedShard]:
+    """Two shards of a dozen clips: some questions of FAMILIES, and what the assistant answers."""
     rng = random.Random(0)
     queries = [grammar.sample_query(family, rng) for family in FAMILIES for _ in range(3)]
     queries.append(Query(family="yes_no", shape="star", claim="green"))
@@ -47,8 +45,18 @@ def spoken_codes(tmp_path_factory: pytest.TempPathFactory) -> ClipCodes:
     said += [
         PlannedClip(text=text, kind="repeated_claim" if text in repeated else "answer") for text in sorted(answers)
     ]
-    for index, (voice, clips) in enumerate(((USER_VOICES[0], asked), (ASSISTANT_VOICE, said))):
-        write_shard(PlannedShard(index=index, voice=voice, seed=index, clips=tuple(clips)), folder)
+    return [
+        PlannedShard(index=index, voice=voice, seed=index, clips=tuple(clips))
+        for index, (voice, clips) in enumerate(((USER_VOICES[0], asked), (ASSISTANT_VOICE, said)))
+    ]
+
+
+@pytest.fixture(scope="session")
+def spoken_codes(tmp_path_factory: pytest.TempPathFactory) -> ClipCodes:
+    """The clips of the small plan, spoken and encoded for real by a codec with random weights."""
+    folder = tmp_path_factory.mktemp("clips")
+    for shard in small_plan():
+        write_shard(shard, folder)
     torch.manual_seed(0)
     codec = Mimi(CODEC).eval()
     for name, buffer in codec.named_buffers():

@@ -18,6 +18,7 @@ from moshivis.mini.measure import _Asker
         (["build", "--out", "built", "--workers", "none"], "argument --workers: must be a whole number, not none"),
         (["build", "--out", "built", "--device", "gpu"], "error: the device 'gpu' cannot be used here"),
         (["build", "--out", "/dev/null/built", "--stage", "tokenizer"], "error: /dev/null/built"),
+        (["improve", "--out", "built", "--model", "nowhere"], "error: there is no model 'nowhere'"),
         (["measure", "--model", "nowhere"], "error: there is no model 'nowhere'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

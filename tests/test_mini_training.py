@@ -19,7 +19,7 @@ from moshivis.mini.batches import EXTRA_FRAMES, spoken_batch, written_batch
 from moshivis.mini.build import Build
 from moshivis.mini.codes import TAIL_FRAMES, ClipCodes
 from moshivis.mini.dialogues import Spoken
-from moshivis.mini.language_training import SPOKEN_ROWS, WRITTEN_ROWS
+from moshivis.mini.language_training import Schedule
 from moshivis.mini.pace import word_starts
 from moshivis.mini.pictures import ATTRIBUTES, draw
 from moshivis.mini.questions import Query, Turn
@@ -279,7 +279,7 @@ def _fail(rank: int, workers: int, folder: Path) -> None:
 
 
 def test_workers_share_every_batch_evenly(tmp_path: Path) -> None:
-    rows = (*read_recipe("mini").rows(), SPOKEN_ROWS, WRITTEN_ROWS)
+    rows = (*read_recipe("mini").rows(), Schedule().spoken_rows, Schedule().written_rows)
     for workers in range(1, 30):
         trainers = Build(tmp_path, torch.device("cpu"), workers).trainers
         assert trainers <= workers and all(count % trainers == 0 for count in rows)

@@ -47,6 +47,7 @@ NOT_RUN = {
     ),
     "pip install -e '.[eval,mini,train]'": "changes the environment that runs this test",
     "python -m moshivis.mini build --out runs/miniature": "takes hours",
+    "python -m moshivis.mini improve --out runs/better": "takes hours; tests/test_mini_improve.py runs its stages",
     "python -m moshivis.mini measure --model runs/miniature/model": "takes minutes, and needs the speech programs",
 }
 

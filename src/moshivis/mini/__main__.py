@@ -1,4 +1,4 @@
-"""`python -m moshivis.mini build` makes the miniature; `python -m moshivis.mini measure` says how good it is."""
+"""`python -m moshivis.mini`: `build` makes the miniature, `improve` trains it further, `measure` says how it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moshivis.devices import usable_device
 from moshivis.errors import MoshivisError
 from moshivis.extras import need
 
-STAGES = (
+BUILT = (
     "clips",
     "tokenizer",
     "recogniser",
@@ -27,6 +27,7 @@ STAGES = (
     "listener",
     "model",
 )
+IMPROVED = ("clips", "codes", "pictures", "language", "adapters", "model")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -34,10 +35,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m moshivis.mini", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     build = verbs.add_parser("build", help="train the miniature from nothing, in stages that resume")
-    build.add_argument("--out", type=Path, required=True, help="working folder (about 12 GB)")
-    build.add_argument("--device", default="cpu", help="cpu or cuda")
-    build.add_argument("--workers", type=option_values.some, default=2, help="processes that train, speak and encode")
-    build.add_argument("--stage", choices=STAGES, help="only this stage, and what it needs")
+    improve = verbs.add_parser("improve", help="train a finished miniature further, in stages that resume")
+    improve.add_argument("--model", type=Path, default=WEIGHTS, help="what to begin with; the embedded one by default")
+    for verb, stages, seed in ((build, BUILT, 0), (improve, IMPROVED, 1)):
+        verb.add_argument("--out", type=Path, required=True, help="working folder (about 15 GB)")
+        verb.add_argument("--device", default="cpu", help="cpu or cuda")
+        verb.add_argument(
+            "--workers", type=option_values.some, default=2, help="processes that train, speak and encode"
+        )
+        verb.add_argument("--stage", choices=stages, help="only this stage, and what it needs")
+        verb.add_argument("--seed", type=option_values.seed, default=seed, help="of what is drawn and said")
     measure = verbs.add_parser("measure", help="ask a model fresh questions about fresh scenes")
     measure.add_argument("--model", type=Path, default=WEIGHTS, help="model folder; the embedded one by default")
     measure.add_argument("--count", type=option_values.some, default=300, help="scenes")
@@ -45,7 +52,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        return _build(arguments) if arguments.verb == "build" else _measure(arguments)
+        return _measure(arguments) if arguments.verb == "measure" else _train(arguments)
     except MoshivisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,13 +64,16 @@ def main() -> int:
         return 130
 
 
-def _build(arguments: argparse.Namespace) -> int:
+def _train(arguments: argparse.Namespace) -> int:
     from moshivis.mini.build import Build
+    from moshivis.mini.improve import Sitting
     from moshivis.mini.parallel import keep_memory
 
     keep_memory()
-    chain = Build(arguments.out, usable_device(arguments.device), arguments.workers)
-    for name in [arguments.stage] if arguments.stage else STAGES:
+    where = arguments.out, usable_device(arguments.device), arguments.workers, arguments.seed
+    building = arguments.verb == "build"
+    chain = Build(*where) if building else Sitting(arguments.model, *where)
+    for name in [arguments.stage] if arguments.stage else BUILT if building else IMPROVED:
         getattr(chain, name)()
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from moshivis.training.run import ADAPTERS, train
 
 STEPS, P_CONCAT = 2000, 0.2
 HELD_OUT_PICTURES = 500
-WEIGHT_BY_OBJECTS = (0.2, 0.5, 1.0, 1.5, 1.5)  # of a picture: the more there is on it, the more must be looked for
+WEIGHT_BY_OBJECTS = (0.2, 0.5, 1.0, 1.5, 2.2)  # of a picture: the more there is on it, the more must be looked for
 ASKED = (*SCENE_FAMILIES, *SCENE_FAMILIES, *FAMILIES)  # families, as often as they stand here
 ASKED_BY_KIND: dict[Kind, tuple[str, ...]] = {"speechless": ASKED, "speech": (*ASKED, *HARD, *["describe"] * 3)}
 
@@ -103,15 +104,21 @@ def as_training(kind: Kind, made: MiniSample, image: str | None) -> Sample:
 
 
 def train_adapters(
-    stage: Stage, base: Path, sources: Sources, pictures: Path, workers: int, steps: int = STEPS
+    stage: Stage,
+    base: Path,
+    sources: Sources,
+    pictures: Path,
+    workers: int,
+    steps: int = STEPS,
+    changes: Sequence[str] = (),
 ) -> Path:
     """Train projection and adapters on the frozen model in the folder `base`; returns the file with them.
 
-    `pictures` is the folder of the stage that drew them.
+    `pictures` is the folder of the stage that drew them; `changes` are words that change the recipe `mini`.
     """
     path = stage.folder / ADAPTERS
     if not stage.done:
-        parallel.run(workers, _worker, stage.folder, stage.device, base, sources, pictures, steps)
+        parallel.run(workers, _worker, stage.folder, stage.device, base, sources, pictures, steps, changes)
         stage.finish({"file": path.name})
     return path
 
@@ -125,12 +132,13 @@ def _worker(
     sources: Sources,
     pictures: Path,
     steps: int,
+    changes: Sequence[str],
 ) -> None:
     words = [f"out={folder}", f"base={base}", f"device={device}", f"steps={steps}"]
     words += [f"features.folder={folder / 'features'}"]
     words += [f"data.max_frames={FRAMES}", f"data.max_tokens={TOKENS}", "data.workers=0"]
     words += ["optimiser.matrices=muon", "validation.every=250"]
-    words += [f"compile={str(parallel.worth_compiling(steps, device)).lower()}"]
+    words += [f"compile={str(parallel.worth_compiling(steps, device)).lower()}", *changes]
     spoken, written = sources.open()
     drawn = open_pictures(pictures)
     count = len(drawn.scenes)

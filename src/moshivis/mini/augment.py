@@ -36,7 +36,8 @@ def another_throat(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Audio [samples] (float32, 24 kHz) of the same length.
 
     Per frame the spectral envelope (the cepstrum's first 1.8 ms) is stretched along the frequency axis by a random,
-    monotone map, and the spectrum filtered to have it.
+    monotone map, and the spectrum filtered to have it. Often it is smoothed over up to seven frames (75 ms), as voices
+    are that were learnt from recordings.
     """
     if len(audio) < _WINDOW:
         return audio
@@ -53,13 +54,20 @@ def another_throat(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     places = np.interp(frequencies, [0.0, *moved, top], [0.0, *knots, top]) / frequencies[1]
     below = np.minimum(places.astype(int), len(frequencies) - 2)
     share = places - below
-    warped = envelope[:, below] * (1 - share) + envelope[:, below + 1] * share
+    warped = _smoothed(envelope[:, below] * (1 - share) + envelope[:, below + 1] * share, 2 * int(rng.integers(4)) + 1)
     frames = np.fft.irfft(spectrum * np.exp(np.clip(warped - envelope, -2.5, 2.5))) * window
     out, weight = np.zeros(len(padded)), np.full(len(padded), 1e-6)
     for number, frame in enumerate(frames):
         out[number * _HOP : number * _HOP + _WINDOW] += frame
         weight[number * _HOP : number * _HOP + _WINDOW] += window**2
     return (out / weight)[_WINDOW : _WINDOW + len(audio)].astype(np.float32)
+
+
+def _smoothed(envelope: np.ndarray, width: int) -> np.ndarray:
+    """[F, bins], each frame the mean of `width` around it, the near ones weighted more; width is odd."""
+    kernel = np.hanning(width + 2)[1:-1]
+    padded = np.pad(envelope, ((width // 2, width // 2), (0, 0)), mode="edge")
+    return sum(weight * padded[n : n + len(envelope)] for n, weight in enumerate(kernel / kernel.sum()))
 
 
 def add_noise(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:

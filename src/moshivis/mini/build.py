@@ -40,7 +40,6 @@ from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.vision import VisionEncoder
 
-NUM_PICTURES = 40000
 SAMPLED = ("text_temperature", "audio_temperature", "audio_top_k")  # what the saved folder says of SAMPLING
 TRAINERS = (1, 2, 4)  # processes that share the rows of every training evenly
 RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 5000, 160
@@ -52,8 +51,10 @@ class Build:
     Whoever removes a result, to make it anew, removes all that is made of it, too: nothing looks at what changed.
     """
 
-    def __init__(self, out: Path, device: torch.device, workers: int = 2):
-        self.out, self.device, self.workers = out, device, workers
+    num_pictures = 40000
+
+    def __init__(self, out: Path, device: torch.device, workers: int = 2, seed: int = 0):
+        self.out, self.device, self.workers, self.seed = out, device, workers, seed
         fitting = max(count for count in TRAINERS if count <= workers)
         self.trainers = fitting if device.type == "cpu" else 1  # one process drives a GPU, one a CPU core
 
@@ -65,7 +66,7 @@ class Build:
         stage = self.stage("clips")
         if not stage.done:
             begun = time.monotonic()
-            build_clips(plan(), folder, self.workers)
+            build_clips(plan(self.seed), folder, self.workers)
             store = ClipStore(folder)
             hours = sum(clip.samples for clip in store.clips) / 24000 / 3600
             stage.finish({"clips": len(store), "hours": hours, "seconds": time.monotonic() - begun})
@@ -79,7 +80,7 @@ class Build:
             self.stage("recogniser"), [self.clips()], ("assistant", "user"), TEACHER_WIDTH, RECOGNISER_STEPS
         )
 
-    def listener(self) -> Recogniser:
+    def listener(self) -> Recogniser | None:
         stage, folder = self.stage("listener"), self.out / "clips" / "listener"
         if not stage.done:
             build_clips(listener_plan(), folder, self.workers)
@@ -101,7 +102,8 @@ class Build:
         return folder
 
     def pictures(self) -> Pictures:
-        return draw_pictures(self.stage("pictures"), NUM_PICTURES, VISION.image_size, VISION.patch_size, self.workers)
+        stage, size = self.stage("pictures"), (VISION.image_size, VISION.patch_size)
+        return draw_pictures(stage, self.num_pictures, *size, self.workers, self.seed)
 
     def vision(self) -> VisionEncoder:
         return train_vision(self.stage("vision"), VISION, self.pictures())
@@ -143,6 +145,6 @@ class Build:
             load_adapters(adapters, model)
             sampling = {name: getattr(SAMPLING, name) for name in SAMPLED}
             save_folder(folder, model, self.tokenizer().model, CARD, sampling=sampling, dtype=torch.float16)
-        if not (folder / LISTENER).exists():
-            save_listener(self.listener(), folder)
+        if not (folder / LISTENER).exists() and (listener := self.listener()) is not None:
+            save_listener(listener, folder)
         return folder

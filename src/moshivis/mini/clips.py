@@ -46,7 +46,7 @@ SHARD_CLIPS = 200
 _NUM_THERE, _NUM_AND, _NUM_QUESTIONS, _NUM_WHOLE = 220, 220, 750, 40  # a voice
 _NUM_MORE_QUESTIONS = 800  # a voice
 _NUM_ASKED = 3500  # a voice, questions as pictures give rise to them, and facts, in the plan's last shards
-_ASKED = ("colour", "shape", "size", "count", "place", "yes_no", "yes_no", "misleading", "knowledge")
+_ASKED = ("colour", "shape", *["size", "count"] * 2, "place", *["yes_no"] * 3, "misleading", *["knowledge"] * 3)
 _NUM_LISTENER = 4000
 
 

@@ -29,7 +29,9 @@ FRAME = 1920  # samples
 # Silence before (dropped) and after (kept) each clip. The codec looks back 16 frames and a little, and silence comes
 # before a question in a conversation: after three frames of it one in six of its first semantic codes is another one.
 LEAD_FRAMES, TAIL_FRAMES = 18, 10
-TAKES, SPEEDS, THROATS = 2, (0.86, 1.16), 0.3  # of a user's clip; share of takes from another throat
+TAKES, SPEEDS = 2, (0.86, 1.16)  # of a user's clip
+# Share of takes from another throat, more of the voices that are most like the one that training never hears
+THROATS, MORE_THROATS = 0.25, {"flite-awb": 0.6, "festival-slt-lowered": 0.6}
 SILENCE_FRAMES, NUM_BACKGROUNDS = 256, 24
 BATCH = 16
 
@@ -140,7 +142,7 @@ def _hear(index: int, take: int) -> _Heard:
     if clip.role == "user":
         offset, speed = int(rng.integers(FRAME)), float(rng.uniform(*SPEEDS))
         audio = soxr.resample(audio, SAMPLE_RATE * speed, SAMPLE_RATE)
-        if rng.random() < THROATS:
+        if rng.random() < MORE_THROATS.get(clip.voice, THROATS):
             audio = another_throat(audio, rng)
     frames = LEAD_FRAMES - (-(offset + len(audio)) // FRAME) + TAIL_FRAMES
     wave = np.zeros(frames * FRAME, np.float32)

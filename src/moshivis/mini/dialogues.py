@@ -24,10 +24,13 @@ from moshivis.speech_lm.tokenizer import TextTokenizer
 
 SCENE_FAMILIES = tuple(family for family in grammar.FAMILIES if family not in SCENELESS_FAMILIES)
 HARD = (*["yes_no"] * 3, *["count"] * 2, *["place"] * 2)  # asked so many times more often: they teach least
-SPOKEN_SCENELESS = (*SCENELESS_FAMILIES, "knowledge")  # as often as they stand here: facts have the most rare words
+SPOKEN_SCENELESS = (
+    *SCENELESS_FAMILIES,
+    *["knowledge"] * 2,
+)  # as often as they stand here: facts have the most rare words
 # Conversations of pretraining: the user tells what there is and asks about it, or only asks. A scene told once is asked
 # about several times: finding the right one of two objects is what takes longest to learn.
-TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.25
+TOLD_SHARE, RETOLD_SHARE, SCENELESS_SHARE = 0.75, 0.3, 0.3
 WRITING_SHARE = 0.25  # of told scenes
 READ_SHARE = 0.35  # of the questions about a scene with a writing
 READ_NOTHING_SHARE = 0.3  # of the questions what is written that are left where nothing is
@@ -45,7 +48,7 @@ SPEAKING_TURNS, SPEAKING_TURNS_WITH_PICTURE = 0.4, 0.2  # adapters do not learn 
 # fact, most of what only a question could tell, are no targets: little is learnt of when to speak, or about what.
 RECITAL_SHARE, RECITAL_SHARE_WITH_PICTURE = 0.45, 0.4
 RECITED = 10
-DESCRIBED_FIRST_SHARE = 0.2  # of the pictures of three or more things: later, a description would not be heard out
+DESCRIBED_FIRST_SHARE = 0.35  # of the pictures of three or more things: later, a description would not be heard out
 RECITED_WITH_PICTURE = ("colour", "shape", "size", *["place", "count", "yes_no", "describe"] * 2)  # looking, foremost
 ATTEMPTS = 20  # at a question that a voice has a clip of
 

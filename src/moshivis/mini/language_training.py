@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moshivis.checkpoints.load import load_model
 from moshivis.config import ModelConfig
 from moshivis.mini import parallel
 from moshivis.mini.batches import EXTRA_FRAMES, Batch, heard_weight, spoken_batch, written_batch
@@ -23,18 +24,31 @@ from moshivis.mini.clips import ClipStore
 from moshivis.mini.codes import ClipCodes
 from moshivis.mini.dialogues import Spoken
 from moshivis.mini.recipe import CODEBOOKS, FRAMES, TOKENS
-from moshivis.mini.stage import Stage, cosine, set_learning_rate
+from moshivis.mini.stage import Stage, cosine
 from moshivis.mini.timeline import IGNORE
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 from moshivis.training.speed import half_precision, shorten_vectors
 
-LANGUAGE_STEPS, LANGUAGE_WARMUP = 8000, 200
-MATRIX_RATE, LANGUAGE_RATE = 1.5e-3, 1e-3  # of the backbone's matrices, by Muon; of everything else, by AdamW
-SPOKEN_ROWS, WRITTEN_ROWS = 24, 28  # of a pretraining step, over all workers
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
 HEARD_LAYER = 3  # block whose output is asked for the user's words
+EARS_RATE = 4e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast the speech LM learns, and with what it begins."""
+
+    steps: int = 8000
+    warmup: int = 200
+    matrix_rate: float = 1.5e-3  # of the backbone's matrices, by Muon
+    rate: float = 1e-3  # of everything else, by AdamW
+    spoken_rows: int = 24  # of a step, over all workers
+    written_rows: int = 28
+    start: Path | None = None  # a finished model; None = random weights
+    ears: int = 0  # first steps, in which only what reads the user's words from the middle learns: no model has it
+    seed: int = 0
 
 
 class Learner(nn.Module):
@@ -98,19 +112,30 @@ class Sources:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def train_language(stage: Stage, config: ModelConfig, sources: Sources, workers: int) -> None:
+def train_language(
+    stage: Stage, config: ModelConfig, sources: Sources, workers: int, schedule: Schedule = Schedule()
+) -> None:
     """Pretrain the speech LM; its weights end in `stage`'s folder as language.safetensors."""
     if not stage.done:
-        parallel.run(workers, _language_worker, stage.folder, stage.device, config, sources)
+        parallel.run(workers, _language_worker, stage.folder, stage.device, config, sources, schedule)
 
 
 def _language_worker(
-    rank: int, workers: int, folder: Path, device: torch.device, config: ModelConfig, sources: Sources
+    rank: int,
+    workers: int,
+    folder: Path,
+    device: torch.device,
+    config: ModelConfig,
+    sources: Sources,
+    schedule: Schedule,
 ) -> None:
     stage = Stage(folder, device, leader=rank == 0)
-    torch.manual_seed(0)
-    learner = Learner(config).to(device)
-    if parallel.worth_compiling(LANGUAGE_STEPS, device):
+    torch.manual_seed(schedule.seed)
+    learner = Learner(config)
+    if schedule.start is not None:
+        learner.lm.load_state_dict(load_model(schedule.start).model.speech_lm.state_dict())
+    learner.to(device)
+    if parallel.worth_compiling(schedule.steps, device):
         shorten_vectors()
         learner.lm.backbone.compile(dynamic=False)
     muon, adamw = _optimisers(learner)
@@ -123,17 +148,18 @@ def _language_worker(
         ]
 
     def one_step(step: int) -> dict[str, float]:
-        set_learning_rate(muon, cosine(step, LANGUAGE_STEPS, MATRIX_RATE, LANGUAGE_WARMUP))
-        set_learning_rate(adamw, cosine(step, LANGUAGE_STEPS, LANGUAGE_RATE, LANGUAGE_WARMUP))
-        rng = random.Random(f"language {step} {rank}")
-        pair = batches(rng, (SPOKEN_ROWS // workers, WRITTEN_ROWS // workers))
+        for optimiser, rates in zip((muon, adamw), _rates(step, schedule), strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate
+        rng = random.Random(f"language {schedule.seed} {step} {rank}")
+        pair = batches(rng, (schedule.spoken_rows // workers, schedule.written_rows // workers))
         return _learn(learner, [muon, adamw], pair, workers)
 
     def evaluate() -> dict[str, float]:
         return _accuracies(learner, batches(random.Random("language held out"), (24, 48)))
 
     parts = {"learner": learner, "muon": muon, "adamw": adamw}
-    stage.train(LANGUAGE_STEPS, parts, one_step, evaluate, evaluate_every=250)
+    stage.train(schedule.steps, parts, one_step, evaluate, evaluate_every=250)
     if rank == 0:
         measured = evaluate()
         save_file(learner.cpu().lm.state_dict(), folder / "language.safetensors")
@@ -147,11 +173,21 @@ def _optimisers(learner: Learner) -> tuple[torch.optim.Optimizer, torch.optim.Op
     """Muon for the backbone's matrices, which learn two to three times as fast by it, AdamW for everything else."""
     matrices = [parameter for parameter in learner.lm.backbone.parameters() if parameter.ndim == 2]
     chosen = {id(matrix) for matrix in matrices}
-    others = [parameter for parameter in learner.parameters() if id(parameter) not in chosen]
+    others = [parameter for parameter in learner.lm.parameters() if id(parameter) not in chosen]
+    groups = [{"params": others}, {"params": list(learner.heard.parameters())}]
     return (
         torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
+        torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
     )
+
+
+def _rates(step: int, schedule: Schedule) -> tuple[list[float], list[float]]:
+    """Learning rates of Muon's group and of AdamW's two."""
+    if step < schedule.ears:
+        return [0.0], [0.0, EARS_RATE]
+    then, steps = step - schedule.ears, schedule.steps - schedule.ears
+    rate = cosine(then, steps, schedule.rate, schedule.warmup)
+    return [cosine(then, steps, schedule.matrix_rate, schedule.warmup)], [rate, rate]
 
 
 def _learn(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.progress import track
 
 from moshivis.files import atomic_write
@@ -46,12 +47,15 @@ class Pictures:
     labels: np.ndarray  # [N, len(ATTRIBUTES), P, P] uint8: 1 + index of the value on each patch, 0 = there is none
 
 
-def draw_pictures(stage: Stage, count: int, image_size: int, patch_size: int, workers: int = 2) -> Pictures:
+def draw_pictures(
+    stage: Stage, count: int, image_size: int, patch_size: int, workers: int = 2, seed: int = 0
+) -> Pictures:
     """Draw what is missing of `count` scenes, in chunks that resume."""
     chunks = range(-(-count // CHUNK))
     missing = [i for i in chunks if not _path(stage.folder, i).exists()]
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_draw_chunk, stage.folder, i, image_size, patch_size) for i in missing]
+    # A forked process that starts threads of its own hangs where its parent had some.
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = [pool.submit(_draw_chunk, stage.folder, i, image_size, patch_size, seed) for i in missing]
         for job in track(jobs, "drawing scenes", total=len(jobs)):
             job.result()
     if not stage.done:
@@ -67,8 +71,8 @@ def open_pictures(folder: Path) -> Pictures:
     return Pictures(scenes, pixels, labels)
 
 
-def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int) -> None:
-    rng = random.Random(f"pictures {index}")
+def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int, seed: int = 0) -> None:
+    rng = random.Random(f"pictures {seed} {index}")
     scenes = [sample_picture(rng) for _ in range(CHUNK)]
     drawn = [draw(scene, rng, image_size, patch_size) for scene in scenes]
     with atomic_write(_path(folder, index)) as path, open(path, "wb") as file:
