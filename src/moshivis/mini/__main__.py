@@ -44,7 +44,12 @@ def main() -> int:
             "--workers", type=option_values.some, default=2, help="processes that train, speak and encode"
         )
         verb.add_argument("--stage", choices=stages, help="only this stage, and what it needs")
-        verb.add_argument("--seed", type=option_values.seed, default=seed, help="of what is drawn and said")
+        verb.add_argument(
+            "--seed",
+            type=option_values.seed,
+            default=seed,
+            help="of what is drawn and said; another sitting takes another",
+        )
     measure = verbs.add_parser("measure", help="ask a model fresh questions about fresh scenes")
     measure.add_argument("--model", type=Path, default=WEIGHTS, help="model folder; the embedded one by default")
     measure.add_argument("--count", type=option_values.some, default=300, help="scenes")

@@ -47,11 +47,11 @@ Source = Spoken | Written
 class General:
     """A `Dataset`: generated conversations without picture, of one kind."""
 
-    def __init__(self, kind: Kind, source: Source):
-        self.name, self.kind, self.source = f"mini general {kind}", kind, source
+    def __init__(self, kind: Kind, source: Source, seed: int = 0):
+        self.name, self.kind, self.source, self.seed = f"mini general {kind}", kind, source, seed
 
     def __getitem__(self, position: int) -> Sample:
-        rng = random.Random(f"{self.name} {position}")
+        rng = random.Random(f"{self.seed} {self.name} {position}")
         return as_training(self.kind, self.source.with_picture(Scene(()), rng, SCENELESS_FAMILIES), None)
 
     def picture(self, key: str) -> bytes:
@@ -65,13 +65,13 @@ class AboutPictures:
     thirds of their length, if there is such a place.
     """
 
-    def __init__(self, kind: Kind, source: Source, pictures: Pictures, rows: range, short: float = 0.0):
-        self.name, self.kind = f"mini {kind} about {rows}", kind
+    def __init__(self, kind: Kind, source: Source, pictures: Pictures, rows: range, short: float = 0.0, seed: int = 0):
+        self.name, self.kind, self.seed = f"mini {kind} about {rows}", kind, seed
         self.source, self.pictures, self.rows, self.short = source, pictures, rows, short
         self._weights = list(accumulate(WEIGHT_BY_OBJECTS[len(pictures.scenes[row].objects)] for row in rows))
 
     def __getitem__(self, position: int) -> Sample:
-        rng = random.Random(f"{self.name} {position}")
+        rng = random.Random(f"{self.seed} {self.name} {position}")
         index = rng.choices(self.rows, cum_weights=self._weights)[0]
         made = self.source.with_picture(self.pictures.scenes[index], rng, ASKED_BY_KIND[self.kind])
         sample = as_training(self.kind, made, str(index))
@@ -111,14 +111,16 @@ def train_adapters(
     workers: int,
     steps: int = STEPS,
     changes: Sequence[str] = (),
+    seed: int = 0,
 ) -> Path:
     """Train projection and adapters on the frozen model in the folder `base`; returns the file with them.
 
-    `pictures` is the folder of the stage that drew them; `changes` are words that change the recipe `mini`.
+    `pictures` is the folder of the stage that drew them; `changes` are words that change the recipe `mini`; `seed`
+    draws the conversations.
     """
     path = stage.folder / ADAPTERS
     if not stage.done:
-        parallel.run(workers, _worker, stage.folder, stage.device, base, sources, pictures, steps, changes)
+        parallel.run(workers, _worker, stage.folder, stage.device, base, sources, pictures, steps, changes, seed)
         stage.finish({"file": path.name})
     return path
 
@@ -133,6 +135,7 @@ def _worker(
     pictures: Path,
     steps: int,
     changes: Sequence[str],
+    seed: int,
 ) -> None:
     words = [f"out={folder}", f"base={base}", f"device={device}", f"steps={steps}"]
     words += [f"features.folder={folder / 'features'}"]
@@ -146,11 +149,14 @@ def _worker(
     unseen = range(len(seen), count)
     train(
         read_recipe("mini", words),
-        (_wrapped("speech", spoken, drawn, seen, FRAMES), _wrapped("speechless", written, drawn, seen, TOKENS)),
+        (
+            _wrapped("speech", spoken, drawn, seen, FRAMES, seed),
+            _wrapped("speechless", written, drawn, seen, TOKENS, seed),
+        ),
         (AboutPictures("speech", spoken, drawn, unseen), AboutPictures("speechless", written, drawn, unseen)),
     )
 
 
-def _wrapped(kind: Kind, source: Source, pictures: Pictures, rows: range, longest: int) -> Dataset:
-    visual = AboutPictures(kind, source, pictures, rows, short=P_CONCAT)
-    return Concatenated(visual, General(kind, source), probability=1.0, longest=longest)  # those that leave room
+def _wrapped(kind: Kind, source: Source, pictures: Pictures, rows: range, longest: int, seed: int = 0) -> Dataset:
+    visual = AboutPictures(kind, source, pictures, rows, P_CONCAT, seed)
+    return Concatenated(visual, General(kind, source, seed), probability=1.0, longest=longest)  # those that leave room

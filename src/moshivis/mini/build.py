@@ -9,19 +9,24 @@ clips -> listener ---------------------------------------------------^
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from moshivis.checkpoints.adapters import load_adapters
-from moshivis.checkpoints.folder import save_folder
+from moshivis.checkpoints.folder import read_json, save_folder
 from moshivis.checkpoints.load import load_model
 from moshivis.codec import Mimi
 from moshivis.config import ModelConfig
+from moshivis.errors import InputError
 from moshivis.evaluation.recogniser import WIDTH as TEACHER_WIDTH
 from moshivis.evaluation.recogniser import Recogniser
+from moshivis.files import atomic_write
 from moshivis.mini.adapter_training import train_adapters
 from moshivis.mini.card import CARD
 from moshivis.mini.clips import ClipStore, build_clips, listener_plan, plan
@@ -40,6 +45,7 @@ from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.vision import VisionEncoder
 
+BEGUN = "begun.json"
 SAMPLED = ("text_temperature", "audio_temperature", "audio_top_k")  # what the saved folder says of SAMPLING
 TRAINERS = (1, 2, 4)  # processes that share the rows of every training evenly
 RECOGNISER_STEPS, LISTENER_STEPS, LISTENER_WIDTH = 1500, 5000, 160
@@ -49,14 +55,38 @@ class Build:
     """The stages of one output folder. A stage that needs an earlier one runs it first, or loads its result.
 
     Whoever removes a result, to make it anew, removes all that is made of it, too: nothing looks at what changed.
+    Raises InputError for a folder that was begun with something else.
     """
 
     num_pictures = 40000
+    card = CARD
 
     def __init__(self, out: Path, device: torch.device, workers: int = 2, seed: int = 0):
         self.out, self.device, self.workers, self.seed = out, device, workers, seed
+        self._claim()
         fitting = max(count for count in TRAINERS if count <= workers)
         self.trainers = fitting if device.type == "cpu" else 1  # one process drives a GPU, one a CPU core
+
+    def _claim(self) -> None:
+        """Write down what the folder is begun with, or see that it was the same."""
+        path, now = self.out / BEGUN, self.begins_with()
+        if path.exists():
+            before = read_json(path)
+        else:  # as before there was this file
+            before = {"verb": "build", "seed": 0} if (self.out / "clips").exists() else now
+        if before != now:
+            said = [f"{name} {before.get(name)!r} became {x!r}" for name, x in now.items() if before.get(name) != x]
+            raise InputError(f"{self.out} was begun with something else ({', '.join(said)}); choose another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(now) + "\n")
+
+    def begins_with(self) -> dict[str, Any]:
+        """What the results depend on."""
+        return {"verb": "build", "seed": self.seed}
+
+    def sampling(self) -> Mapping[str, Any]:
+        return {name: getattr(SAMPLING, name) for name in SAMPLED}
 
     def stage(self, name: str) -> Stage:
         return Stage(self.out / name, self.device)
@@ -128,13 +158,14 @@ class Build:
             model.speech_lm.load_state_dict(load_file(self.language()))
             assert model.vision is not None
             model.vision.encoder.load_state_dict(self.vision().state_dict())
-            save_folder(folder, model, self.tokenizer().model, CARD, dtype=torch.float16)
+            save_folder(folder, model, self.tokenizer().model, self.card, dtype=torch.float16)
         return folder
 
     def adapters(self) -> Path:
         base, sources = self.base(), self.sources()
         self.pictures()
-        return train_adapters(self.stage("adapters"), base, sources, self.out / "pictures", self.trainers)
+        stage, pictures = self.stage("adapters"), self.out / "pictures"
+        return train_adapters(stage, base, sources, pictures, self.trainers, seed=self.seed)
 
     def model(self) -> Path:
         """The finished model as a checkpoint folder in half precision, with the listener beside its weights."""
@@ -143,8 +174,8 @@ class Build:
             base, adapters = self.base(), self.adapters()
             model = load_model(base).model
             load_adapters(adapters, model)
-            sampling = {name: getattr(SAMPLING, name) for name in SAMPLED}
-            save_folder(folder, model, self.tokenizer().model, CARD, sampling=sampling, dtype=torch.float16)
+            tokenizer, sampling = self.tokenizer().model, self.sampling()
+            save_folder(folder, model, tokenizer, self.card, sampling=sampling, dtype=torch.float16)
         if not (folder / LISTENER).exists() and (listener := self.listener()) is not None:
             save_listener(listener, folder)
         return folder

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from moshivis.checkpoints.fingerprint import fingerprint
 from moshivis.checkpoints.folder import TOKENIZER, save_folder
-from moshivis.checkpoints.load import Checkpoint, load_model
+from moshivis.checkpoints.load import Checkpoint, load_config, load_model
 from moshivis.codec import Mimi
 from moshivis.errors import InputError
 from moshivis.evaluation.recogniser import Recogniser
@@ -35,22 +38,34 @@ ADAPTER_CHANGES = ("adapters.fresh=false", "adapters.out_scale=1", "optimiser.ra
 
 
 class Sitting(Build):
-    """The stages of `Build` that go on from the finished model in the folder `start`; `seed` draws all that is new.
+    """The stages of `Build` that go on from the finished model in the folder `start`.
 
-    Raises InputError for a model that is no miniature, or one of other sizes than the recipe has now, and
-    CheckpointError if there is none.
+    `seed` draws clips, pictures and conversations: another sitting takes another. Raises InputError, beside as `Build`
+    does, for a model that is no miniature, or one of other sizes than the recipe has now, and CheckpointError if there
+    is none.
     """
 
     num_pictures = 14000
     schedule = Schedule(steps=2400, warmup=60, matrix_rate=1e-3, rate=8e-4, written_rows=16, ears=80)
     adapter_steps = 1400
+    card = CARD + "\nIt was trained further by `python -m moshivis.mini improve`.\n"
 
     def __init__(self, start: Path, out: Path, device: torch.device, workers: int = 2, seed: int = 1):
-        super().__init__(out, device, workers, seed)
-        self.start = start
-        tokenizer, config = self._started.tokenizer, self._started.model.config
-        if tokenizer is None or mini(len(tokenizer)).speech_lm != config.speech_lm or config.codec != CODEC:
+        self.start, config = start, load_config(start)
+        if mini(config.speech_lm.text_card).speech_lm != config.speech_lm or config.codec != CODEC:
             raise InputError(f"{start} holds no miniature as `python -m moshivis.mini build` makes it now")
+        super().__init__(out, device, workers, seed)
+
+    def begins_with(self) -> dict[str, Any]:
+        model = self._started.model
+        return {
+            "verb": "improve",
+            "seed": self.seed,
+            "model": fingerprint(model.config, dict(model.named_parameters())),
+        }
+
+    def sampling(self) -> Mapping[str, Any]:
+        return self._started.sampling or super().sampling()
 
     @functools.cached_property
     def _started(self) -> Checkpoint:
@@ -81,11 +96,12 @@ class Sitting(Build):
             learnt, model = load_file(self.language()), load_model(self.start).model
             for name, tensor in model.speech_lm.state_dict().items():
                 tensor.lerp_(learnt[name], NEW_SHARE)
-            save_folder(folder, model, self.tokenizer().model, CARD, dtype=torch.float16)
+            save_folder(folder, model, self.tokenizer().model, self.card, dtype=torch.float16)
         return folder
 
     def adapters(self) -> Path:
         base, sources = self.base(), self.sources()
         self.pictures()
         stage, pictures = self.stage("adapters"), self.out / "pictures"
-        return train_adapters(stage, base, sources, pictures, self.trainers, self.adapter_steps, ADAPTER_CHANGES)
+        steps, changes = self.adapter_steps, ADAPTER_CHANGES
+        return train_adapters(stage, base, sources, pictures, self.trainers, steps, changes, self.seed)

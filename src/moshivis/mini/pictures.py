@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,8 +68,19 @@ def open_pictures(folder: Path) -> Pictures:
     """The pictures of a finished stage."""
     parts = [np.load(path) for path in sorted(folder.glob("scenes-*.npz"))]
     scenes = [_scene(fields) for part in parts for fields in json.loads(str(part["scenes"]))]
-    pixels, labels = (np.concatenate([part[name] for part in parts]) for name in ("pixels", "labels"))
-    return Pictures(scenes, pixels, labels)
+    return Pictures(scenes, _joined(parts, "pixels", len(scenes)), _joined(parts, "labels", len(scenes)))
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]], name: str, rows: int) -> np.ndarray:
+    """An array of all parts, end to end. One part is read at a time: a process that keeps its memory keeps them all."""
+    begin, joined = 0, np.empty(0)
+    for part in parts:
+        block = part[name]
+        if not begin:
+            joined = np.empty((rows, *block.shape[1:]), block.dtype)
+        joined[begin : begin + len(block)] = block
+        begin += len(block)
+    return joined
 
 
 def _draw_chunk(folder: Path, index: int, image_size: int, patch_size: int, seed: int = 0) -> None:
