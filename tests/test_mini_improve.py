@@ -88,4 +88,8 @@ def test_at_first_only_what_reads_words_from_the_middle_learns() -> None:
 def test_another_model_is_no_miniature(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no miniature as `python -m moshivis.mini build` makes it now"):
         Sitting(tiny_folder, tmp_path / "out", CPU)
+    copied = Path(shutil.copytree(WEIGHTS, tmp_path / "copied"))
+    (copied / "tokenizer.model").unlink()
+    with pytest.raises(InputError, match="holds no miniature"):
+        Sitting(copied, tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()

@@ -27,7 +27,7 @@ from moshivis.errors import InputError
 from moshivis.evaluation.recogniser import WIDTH as TEACHER_WIDTH
 from moshivis.evaluation.recogniser import Recogniser
 from moshivis.files import atomic_write
-from moshivis.mini.adapter_training import train_adapters
+from moshivis.mini.adapter_training import STEPS, train_adapters
 from moshivis.mini.card import CARD
 from moshivis.mini.clips import ClipStore, build_clips, listener_plan, plan
 from moshivis.mini.codec_training import train_codec, train_voice
@@ -59,6 +59,8 @@ class Build:
     """
 
     num_pictures = 40000
+    adapter_steps = STEPS
+    adapter_changes: tuple[str, ...] = ()  # of the recipe `mini`
     card = CARD
 
     def __init__(self, out: Path, device: torch.device, workers: int = 2, seed: int = 0):
@@ -165,7 +167,8 @@ class Build:
         base, sources = self.base(), self.sources()
         self.pictures()
         stage, pictures = self.stage("adapters"), self.out / "pictures"
-        return train_adapters(stage, base, sources, pictures, self.trainers, seed=self.seed)
+        steps, changes = self.adapter_steps, self.adapter_changes
+        return train_adapters(stage, base, sources, pictures, self.trainers, steps, changes, self.seed)
 
     def model(self) -> Path:
         """The finished model as a checkpoint folder in half precision, with the listener beside its weights."""

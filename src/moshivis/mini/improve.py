@@ -24,7 +24,6 @@ from moshivis.checkpoints.load import Checkpoint, load_config, load_model
 from moshivis.codec import Mimi
 from moshivis.errors import InputError
 from moshivis.evaluation.recogniser import Recogniser
-from moshivis.mini.adapter_training import train_adapters
 from moshivis.mini.build import Build
 from moshivis.mini.card import CARD
 from moshivis.mini.language_training import Schedule, Sources, train_language
@@ -34,7 +33,6 @@ from moshivis.mini.recipe import CODEC, mini
 from moshivis.speech_lm.tokenizer import TextTokenizer
 
 NEW_SHARE = 0.5  # of the newly trained speech LM in the mean
-ADAPTER_CHANGES = ("adapters.fresh=false", "adapters.out_scale=1", "optimiser.rate=1.5e-3", "loss.speech=5")
 
 
 class Sitting(Build):
@@ -48,11 +46,13 @@ class Sitting(Build):
     num_pictures = 14000
     schedule = Schedule(steps=2400, warmup=60, matrix_rate=1e-3, rate=8e-4, written_rows=16, ears=80)
     adapter_steps = 1400
+    adapter_changes = ("adapters.fresh=false", "adapters.out_scale=1", "optimiser.rate=1.5e-3", "loss.speech=5")
     card = CARD + "\nIt was trained further by `python -m moshivis.mini improve`.\n"
 
     def __init__(self, start: Path, out: Path, device: torch.device, workers: int = 2, seed: int = 1):
         self.start, config = start, load_config(start)
-        if mini(config.speech_lm.text_card).speech_lm != config.speech_lm or config.codec != CODEC:
+        alike = mini(config.speech_lm.text_card).speech_lm == config.speech_lm and config.codec == CODEC
+        if not alike or not (start / TOKENIZER).exists():
             raise InputError(f"{start} holds no miniature as `python -m moshivis.mini build` makes it now")
         super().__init__(out, device, workers, seed)
 
@@ -98,10 +98,3 @@ class Sitting(Build):
                 tensor.lerp_(learnt[name], NEW_SHARE)
             save_folder(folder, model, self.tokenizer().model, self.card, dtype=torch.float16)
         return folder
-
-    def adapters(self) -> Path:
-        base, sources = self.base(), self.sources()
-        self.pictures()
-        stage, pictures = self.stage("adapters"), self.out / "pictures"
-        steps, changes = self.adapter_steps, ADAPTER_CHANGES
-        return train_adapters(stage, base, sources, pictures, self.trainers, steps, changes, self.seed)
