@@ -33,7 +33,7 @@ from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
 from moshivis.training.recipe_file import recipe_from_dict
 from moshivis.training.run import train
-from moshivis.training.speed import half_precision, shorten_vectors
+from moshivis.training.speed import compiler, half_precision, shorten_vectors
 from moshivis.training.validation import answer
 from training_support import (
     PATIENCE,
@@ -299,7 +299,12 @@ def test_what_is_kept_for_speed_and_for_reading_does_not_stop_a_run(
     assert len([line for line in caplog.messages if "features are not kept on disk" in line]) == 1
 
 
-@pytest.mark.parametrize(("train", "compiled"), [("lora", False), ("all", False), ("all", True)])
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="not installed: a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("train", "compiled"), [("lora", False), ("all", False), pytest.param("all", True, marks=needs_compiler)]
+)
 def test_validation_measures_and_generates(run: Any, packed: Path, train: str, compiled: bool) -> None:
     both = [{"path": str(packed), "kind": kind} for kind in ("speech", "speechless")]
     more = {"loss__codebooks": 3} if train == "all" else {}

@@ -72,16 +72,18 @@ class Build:
     def _claim(self) -> None:
         """Write down what the folder is begun with, or see that it was the same."""
         path, now = self.out / BEGUN, self.begins_with()
-        if path.exists():
+        known = path.exists()
+        if known:
             before = read_json(path)
-        else:  # as before there was this file
+        else:  # an older version's has no such file
             before = {"verb": "build", "seed": 0} if (self.out / "clips").exists() else now
         if before != now:
             said = [f"{name} {before.get(name)!r} became {x!r}" for name, x in now.items() if before.get(name) != x]
             raise InputError(f"{self.out} was begun with something else ({', '.join(said)}); choose another --out")
-        self.out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(now) + "\n")
+        if not known:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(now) + "\n")
 
     def begins_with(self) -> dict[str, Any]:
         """What the results depend on."""

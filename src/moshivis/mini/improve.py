@@ -1,7 +1,7 @@
 """Trains a finished miniature further, in another sitting: newly spoken clips, newly drawn pictures, its own weights.
 
-What the speech LM has learnt then is averaged with what it was: the mean of two such weights hears more than either
-(Wortsman et al., 2022, "Robust fine-tuning of zero-shot models"). Adapters go on learning on the mean.
+What the speech LM has learnt then is averaged with what it was (after Wortsman et al., 2022, "Robust fine-tuning of
+zero-shot models"): where it was tried, the mean understood more than either. Adapters go on learning on the mean.
 
 clips -> codes -> language -> base -+
                        pictures ----+> adapters -> model

@@ -208,7 +208,7 @@ def _judge_fact(turn: Turn, words: list[str]) -> bool:
     if kind in ("bigger", "smaller"):
         return set(spoken) <= asked and _judge_comparison(facts["key"], kind, words, spoken)
     if kind in ("sum", "minus"):
-        of_things = any(_SYNONYMS.get(word, word) in (*SHAPES, "thing", "things", "objects") for word in words)
+        of_things = {_SYNONYMS.get(word, word) for word in words} & {*SHAPES, "thing", "things", "object", "objects"}
         return spoken[-1] == facts["key"] and set(spoken) <= asked | {facts["key"]} and not of_things
     if kind in ("next", "after", "before") and not _judge_order(facts["key"], kind, words, spoken):
         return False

@@ -33,7 +33,7 @@ from moshivis.training.speed import half_precision, shorten_vectors
 
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
 HEARD_LAYER = 3  # block whose output is asked for the user's words
-EARS_RATE = 4e-3
+EARS_RATE = 4e-3  # of what reads them, while nothing else learns
 
 
 @dataclass(frozen=True, kw_only=True)
