@@ -106,7 +106,7 @@ def test_what_is_no_number_is_null_in_the_log(tmp_path: Path) -> None:
 def test_samples_that_a_validation_skips_are_counted_for_it_alone(
     run: Any, tiny_folder: Path, tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
-    files = {"red": picture("red"), "blue": picture("blue")[:-30]}
+    files = {"red": picture("red")[:-30], "blue": picture("blue")}  # the first sample is one that is skipped
     folder = pack(tmp_path / "damaged", tiny_model, tiny_tokenizer, picture=files.__getitem__)
     held_out = {"every": 1, "datasets": [{"path": str(folder), "kind": "speech"}], "rows": 3}
     changes = {"data.on_corrupt": "skip", "validation": held_out, "steps": 3}
