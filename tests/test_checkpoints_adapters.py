@@ -19,7 +19,7 @@ from moshivis.checkpoints.adapters import load_adapters, read_adapters, replace_
 from moshivis.checkpoints.fingerprint import base_fingerprint
 from moshivis.checkpoints.folder import SAMPLING, empty_model, save_folder
 from moshivis.checkpoints.load import load_model, load_released
-from moshivis.checkpoints.released_config import ENCODERS, config_from_released
+from moshivis.checkpoints.released_config import ENCODERS, RELEASED, config_from_released
 from moshivis.checkpoints.save_released import config_to_released, save_released
 from moshivis.cli import main
 from moshivis.config import AdapterConfig, CodecConfig, CodecTransformerConfig, ModelConfig
@@ -66,7 +66,10 @@ def test_the_fingerprint_is_of_the_base_alone(other: MoshiVis, tiny_model: Moshi
     half = copy.deepcopy(tiny_model).bfloat16()
     assert base_fingerprint(half.float()) == base_fingerprint(half)
     changed = copy.deepcopy(tiny_model)
-    changed.speech_lm.text_head.weight.data[0, 0] += 1
+    changed.speech_lm.text_head.weight.data[:, 1:] += 1  # a tenth of its numbers is looked at
+    assert base_fingerprint(changed) != base_fingerprint(tiny_model)
+    changed = copy.deepcopy(tiny_model)
+    changed.speech_lm.text_head.weight.data[-1, -1] += 1
     assert base_fingerprint(changed) != base_fingerprint(tiny_model)
 
 
@@ -101,9 +104,26 @@ def test_damaged_files(file: Path, tiny_model: MoshiVis, tiny_folder: Path, tmp_
     save_file({**tensors, **lonely}, broken, metadata=metadata)
     with pytest.raises(CheckpointError, match="missing: .*in_proj.lora_up"):
         load_adapters(broken, copy.deepcopy(tiny_model))
-    save_file(tensors, broken, metadata={**metadata, "adapters": '{"colour": 1}'})
-    with pytest.raises(CheckpointError, match="does not describe its adapters"):
-        read_adapters(broken)
+    lonely = {"speech_lm.backbone.layers.0.self_attn.out_proj.lora_up": torch.zeros(32, 32)}
+    save_file({**tensors, **lonely}, broken, metadata=metadata)
+    with pytest.raises(CheckpointError, match="missing: .*out_proj.lora_down"):
+        load_adapters(broken, copy.deepcopy(tiny_model))
+    flat = {"speech_lm.backbone.layers.0.self_attn.out_proj.lora_down": torch.zeros(())}
+    save_file({**tensors, **flat}, broken, metadata=metadata)
+    with pytest.raises(CheckpointError, match="not of this model: .*out_proj.lora_down"):
+        load_adapters(broken, copy.deepcopy(tiny_model))
+    for key, value in (
+        ("adapters", '{"colour": 1}'),
+        ("adapters", "[]"),
+        ("projection_norm", '"foo"'),
+        ("lora_scale", "NaN"),
+    ):
+        save_file(tensors, broken, metadata={**metadata, key: value})
+        with pytest.raises(CheckpointError, match="does not describe its adapters"):
+            read_adapters(broken)
+    save_file(tensors, broken, metadata={**metadata, "adapters": json.dumps({"layers": [99]})})
+    with pytest.raises(CheckpointError, match="no model can be built"):
+        load_adapters(broken, copy.deepcopy(tiny_model))
     broken.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="is damaged"):
         read_adapters(broken)
@@ -174,9 +194,13 @@ def test_talk_takes_them(file: Path, tiny_folder: Path, tmp_path: Path, capsys: 
 )
 def test_the_released_keys_say_what_the_config_says(adapters: AdapterConfig | None) -> None:
     config = dataclasses.replace(ModelConfig(), adapters=adapters)
-    if adapters is None:
-        config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, projection_norm=None))
-    assert config_from_released(config_to_released(config)) == config
+    flat = config_to_released(config)
+    read = config_from_released(flat)
+    if adapters is None:  # then nothing sees, and how does not matter
+        read = dataclasses.replace(read, vision=config.vision)
+    assert read == config
+    # Where the release's own default is another, it must be written.
+    assert flat["num_extra_tokens"] == RELEASED["num_extra_tokens"]
 
 
 @pytest.mark.parametrize(
@@ -213,17 +237,21 @@ def test_what_the_release_cannot_say_is_refused(tiny_model: MoshiVis, tmp_path: 
     with pytest.raises(CheckpointError, match="cannot describe this model's adapters"):
         config_to_released(kv)
     with pytest.raises(CheckpointError, match="knows no image encoder but siglip_gemma2_224"):
+        save_released(tmp_path / "released", tiny_model, b"")
+    with pytest.raises(CheckpointError, match="needs a tokenizer"):
         save_released(tmp_path / "released", tiny_model, None)
 
 
 @pytest.mark.parametrize(
-    "change", [{"latent_norm": True}, {"transformer": CodecTransformerConfig(context=125)}], ids=lambda c: next(iter(c))
+    "change",
+    [{"latent_norm": True}, {"transformer": CodecTransformerConfig(context=125)}, {"sample_rate": 12000}],
+    ids=lambda c: next(iter(c)),
 )
 def test_a_codec_that_would_come_back_as_another_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     codec = dataclasses.replace(CodecConfig(), **change)
     model = empty_model(dataclasses.replace(PRESETS["moshika-vis"], codec=codec))
     with pytest.raises(CheckpointError, match="no place for a codec whose"):
-        save_released(tmp_path / "released", model, None)
+        save_released(tmp_path / "released", model, b"")
 
 
 @pytest.fixture
@@ -242,6 +270,7 @@ def describable(
         vision=dataclasses.replace(was.vision, hidden_size=16),
     )
     monkeypatch.setitem(ENCODERS, "tiny", config.vision)
+    monkeypatch.setattr("moshivis.checkpoints.save_released.RELEASED_CODEC", config.codec)
     torch.manual_seed(2)
     model = MoshiVis(config)
     base = tmp_path / "base"

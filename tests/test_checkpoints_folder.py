@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import shutil
@@ -17,10 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from moshivis.checkpoints import mimi, released_config
+from moshivis.checkpoints import released_config
 from moshivis.checkpoints.folder import INDEX, load_folder, save_folder
-from moshivis.checkpoints.load import find_folder, load_config, load_model, load_released
-from moshivis.checkpoints.released import to_released
+from moshivis.checkpoints.load import find_folder, load_config, load_model
 from moshivis.config import (
     AdapterConfig,
     BackboneConfig,
@@ -310,88 +308,3 @@ def test_a_folder_on_disk_goes_before_a_repository_of_that_name(folder: Path, mo
     (folder.parent / "owner").mkdir()
     folder.rename(folder.parent / "owner" / "name")
     assert find_folder("owner/name", allow_download=True) == Path("owner/name")
-
-
-# released folders ----------------------------------------------------------------------------------------------------
-
-FLAT = {
-    **released_config.RELEASED,
-    "dim": 16,
-    "num_heads": 2,
-    "num_layers": 2,
-    "hidden_scale": 2.5,
-    "context": 8,
-    "text_card": 24,
-    "audio_card": 8,
-    "n_q": 4,
-    "dep_q": 2,
-    "delays": [0, 0, 1, 0, 1],
-    "depformer_dim": 8,
-    "depformer_num_heads": 2,
-    "depformer_num_layers": 1,
-    "depformer_dim_feedforward": 12,
-    "encoder_name": "tiny",
-}
-
-
-@pytest.fixture
-def released(tmp_path: Path, tokenizer: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, MoshiVis]:
-    monkeypatch.setitem(released_config.ENCODERS, "tiny", CONFIG.vision)
-    config = dataclasses.replace(released_config.config_from_released(FLAT), codec=CONFIG.codec)
-    torch.manual_seed(1)
-    model = MoshiVis(config).eval()
-    state = model.state_dict()
-    language = {name: tensor for name, tensor in state.items() if not name.startswith("codec.")}
-    file = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in to_released(language, config).items()}
-    save_file(file, tmp_path / "model.safetensors")
-    save_file(mimi.to_released(model.codec.state_dict()), tmp_path / "tokenizer-e351c8d8-checkpoint125.safetensors")
-    (tmp_path / "tokenizer_spm_32k_3.model").write_bytes(tokenizer)
-    (tmp_path / "moshika-vis.yaml").write_text(yaml.safe_dump(FLAT))
-    return tmp_path, model
-
-
-def test_a_released_folder_is_loaded(released: tuple[Path, MoshiVis]) -> None:
-    folder, model = released
-    loaded = load_released(folder, dtype=torch.float32, codec=CONFIG.codec)
-    assert loaded.tokenizer is not None and loaded.model.config == model.config
-    for name, tensor in model.state_dict().items():
-        expected = tensor if name.startswith("codec.") else tensor.to(torch.bfloat16).float()
-        assert torch.equal(loaded.model.state_dict()[name], expected), name
-    as_stored = load_released(folder, codec=CONFIG.codec).model
-    assert {p.dtype for p in as_stored.speech_lm.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in as_stored.codec.parameters()} == {torch.float32}
-
-
-def test_a_nested_released_configuration_counts(released: tuple[Path, MoshiVis]) -> None:
-    folder, model = released
-    (folder / "moshika-vis.yaml").write_text(yaml.safe_dump({"model": FLAT | {"xa_gating": "tanh"}}))
-    adapters = load_released(folder, codec=CONFIG.codec).model.config.adapters
-    assert adapters is not None and model.config.adapters is not None
-    assert (adapters.gate_activation, model.config.adapters.gate_activation) == ("tanh", "sigmoid")
-
-
-def test_a_released_folder_with_another_codec_is_refused(released: tuple[Path, MoshiVis]) -> None:
-    with pytest.raises(CheckpointError, match=r"tokenizer-e351c8d8-checkpoint125\.safetensors do not fit"):
-        load_model(released[0])  # without being told of the small codec, the released one is expected
-
-
-@pytest.mark.parametrize(
-    ("suffix", "message"), [(".model", "must hold one SentencePiece model"), ("125.safetensors", "must hold one Mimi")]
-)
-def test_a_released_folder_that_lacks_a_file_is_refused(
-    released: tuple[Path, MoshiVis], suffix: str, message: str
-) -> None:
-    folder = released[0]
-    next(folder.glob(f"*{suffix}")).unlink()
-    with pytest.raises(CheckpointError, match=message):
-        load_released(folder, codec=CONFIG.codec)
-
-
-def test_a_released_folder_of_another_size_is_refused(released: tuple[Path, MoshiVis]) -> None:
-    folder = released[0]
-    (folder / "moshika-vis.yaml").write_text(yaml.safe_dump({**FLAT, "num_layers": 3}))
-    with pytest.raises(CheckpointError, match=r"missing: llm\.transformer\.layers\.2\."):
-        load_released(folder, codec=CONFIG.codec)
-    (folder / "moshika-vis.yaml").write_text("a: [1, 2")
-    with pytest.raises(CheckpointError, match="not readable as YAML"):
-        load_released(folder, codec=CONFIG.codec)

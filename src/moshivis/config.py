@@ -1,8 +1,8 @@
 """Frozen dataclasses that describe a model, and their JSON form.
 
-A config is plain data: it is saved as `config.json` beside the weights and compared by value. Where the released
-PyTorch, MLX and Rust back-ends differ, the variant is a named field here (reference facts, model.md section 10);
-the defaults follow the PyTorch release.
+A config is plain data: it is saved as `config.json` beside the weights and compared by value. A variant in which the
+released back-ends differ (reference facts, model.md section 10) is a named field here, if we have it; the defaults
+follow the PyTorch release.
 """
 
 from __future__ import annotations
@@ -225,6 +225,8 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
 
     Raises ValueError that names a key which is unknown or whose value is of another type, or none of those possible.
     """
+    if not isinstance(data, dict):
+        raise ValueError(f"{cls.__name__} must be a mapping, not {data!r}")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
@@ -238,7 +240,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
+        if not isinstance(value, dict):  # by the field's name
             raise ValueError(f"{name} must be a mapping, not {value!r}")
         return from_dict(typing.cast(type, hint), value)
     if typing.get_origin(hint) is tuple:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from moshivis.adapters.gated_cross_attention import GatedCrossAttention
 from moshivis.checkpoints.fingerprint import base_fingerprint
+from moshivis.checkpoints.folder import empty_model
 from moshivis.checkpoints.tensors import check_tensors, write_tensors
 from moshivis.config import AdapterConfig, ModelConfig, NormName, from_dict, to_dict
 from moshivis.errors import CheckpointError
@@ -90,11 +93,16 @@ def read_adapters(path: str | Path) -> AdapterFile:
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise CheckpointError(f"{path} holds no adapters of version {VERSION} of the format; is it a whole model?")
     try:
+        norm, scale = json.loads(metadata["projection_norm"]), float(json.loads(metadata["lora_scale"]))
+        if norm is not None and norm not in typing.get_args(NormName):
+            raise ValueError(f"unknown norm {norm!r}")
+        if not math.isfinite(scale):
+            raise ValueError(f"a lora_scale of {scale}")
         return AdapterFile(
             config=from_dict(AdapterConfig, json.loads(metadata["adapters"])),
-            projection_norm=json.loads(metadata["projection_norm"]),
+            projection_norm=norm,
             base=metadata["base"],
-            lora_scale=float(json.loads(metadata["lora_scale"])),
+            lora_scale=scale,
             tensors=tensors,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -151,17 +159,14 @@ def _with(config: ModelConfig, adapters: AdapterConfig, projection_norm: NormNam
 
 def _check(path: str | Path, model: MoshiVis, file: AdapterFile, low_rank: Mapping[str, Tensor]) -> None:
     """All tensors that the config asks for, and no others, before anything is touched."""
-    with torch.device("meta"):
-        shell = MoshiVis(_with(model.config, file.config, file.projection_norm))
-    expected = {name: tensor for name, tensor in shell.state_dict().items() if name.startswith(TRAINED)}
-    for name in low_rank:
-        stem, _, which = name.rpartition(".")
-        matrix = shell.state_dict().get(f"{stem}.weight")
-        rank = low_rank.get(f"{stem}{LORA_DOWN}", low_rank[name]).shape[0]
-        if matrix is not None and matrix.ndim == 2:
-            shape = (rank, matrix.shape[1]) if which == "lora_down" else (matrix.shape[0], rank)
-            expected[name] = torch.empty(shape, device="meta")
-            expected.setdefault(f"{stem}{LORA_UP}", torch.empty((matrix.shape[0], rank), device="meta"))
+    shapes = empty_model(_with(model.config, file.config, file.projection_norm)).state_dict()
+    expected = {name: tensor for name, tensor in shapes.items() if name.startswith(TRAINED)}
+    for stem in {name.rpartition(".")[0] for name in low_rank}:
+        matrix, down, up = shapes.get(f"{stem}.weight"), low_rank.get(stem + LORA_DOWN), low_rank.get(stem + LORA_UP)
+        if matrix is not None and all(part is None or part.ndim == 2 for part in (matrix, down, up)):
+            rank = down.shape[0] if down is not None else low_rank[stem + LORA_UP].shape[1]
+            expected[f"{stem}{LORA_DOWN}"] = torch.empty((rank, matrix.shape[1]), device="meta")
+            expected[f"{stem}{LORA_UP}"] = torch.empty((matrix.shape[0], rank), device="meta")
     check_tensors(file.tensors, expected, str(path))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from moshivis.checkpoints import mimi
 from moshivis.checkpoints.folder import TOKENIZER, is_our_folder, weight_files
 from moshivis.checkpoints.load import RELEASED_WEIGHTS, find_folder, load_config, only_one
-from moshivis.checkpoints.tensors import check_tensors, read_tensors
+from moshivis.checkpoints.tensors import check_tensors, read_shapes, read_tensors
 from moshivis.codec.mimi import Mimi
 from moshivis.config import ModelConfig
 from moshivis.speech_lm.tokenizer import TextTokenizer
@@ -38,11 +38,14 @@ def load_codec(
     tensors: dict[str, Tensor]
     if is_our_folder(folder):
         file, tokenizer = folder, folder / TOKENIZER
-        stored = read_tensors(weight_files(folder), device, _PREFIX)
+        files = weight_files(folder)
+        read_shapes(files)  # whether `load_model` would take them
+        stored = read_tensors(files, device, _PREFIX)
         tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored}
     else:
         file = only_one(folder, ".safetensors", "Mimi file", besides=RELEASED_WEIGHTS)
         tokenizer = only_one(folder, ".model", "SentencePiece model")
+        mimi.from_released(read_shapes([file]))
         tensors = mimi.from_released(dict(read_tensors([file], device)))
     with torch.device("meta"):
         codec = Mimi(config.codec)

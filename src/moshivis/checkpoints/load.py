@@ -34,12 +34,14 @@ from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 
 HUB = "hf://"
-_DESCRIBING = ("*.json", "*.yaml", "README.md")
+_DESCRIBING = ("*.json", "*.yaml", "*.yml", "README.md")
 _FETCHED = (*_DESCRIBING, "*.safetensors", "*.model")  # no pickle among them
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 RELEASED_WEIGHTS = "model.safetensors"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LARGE = 1_000_000_000  # parameters; larger models keep their stored dtype on a CPU too
+# Tensors that the release's files for other programs hold, and PyTorch's do not.
+_OTHER_PROGRAMS = {"audio_embs.0.weight": "MLX", "emb.0.weight": "candle (Rust)"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def dtype_named(name: str | None) -> torch.dtype | None:
 def _dtype_for(folder: Path, device: torch.device | str, dtype: LoadDtype) -> LoadDtype:
     if dtype is not None or torch.device(device).type != "cpu":
         return dtype
-    files = weight_files(folder) if is_our_folder(folder) else sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder) if is_our_folder(folder) else [folder / RELEASED_WEIGHTS]
     stored = sum(tensor.numel() for tensor in read_shapes(files).values())
     return torch.float32 if stored < _LARGE else None
 
@@ -164,8 +166,8 @@ def load_released(
 ) -> Checkpoint:
     """The released PyTorch files: model.safetensors, one Mimi file, one SentencePiece model.
 
-    A flat configuration beside them (`*.yaml` or config.json) takes the place of the released one; `codec` that of the
-    released codec. Raises CheckpointError as `load_model` does.
+    A flat configuration beside them (*.yaml, *.yml, config.json) takes the place of the released one, `codec` that of
+    the released codec. Raises CheckpointError as `load_model` does.
     """
     config = _released_config(folder, codec or CodecConfig())
     model = empty_model(config)
@@ -173,8 +175,12 @@ def load_released(
     weights = folder / RELEASED_WEIGHTS
     codec_file = only_one(folder, ".safetensors", "Mimi file", besides=RELEASED_WEIGHTS)
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("codec.")}
-    check_released(read_shapes([weights]), to_released(rest, config), config, str(weights))
-    check_tensors(read_shapes([codec_file]), mimi.to_released(model.codec.state_dict()), str(codec_file))
+    shapes = read_shapes([weights])
+    for name, program in _OTHER_PROGRAMS.items():
+        if name in shapes:
+            raise CheckpointError(f"{weights} is the release for {program}; fetch the one for PyTorch")
+    check_released(shapes, to_released(rest, config), config, str(weights))
+    check_tensors(mimi.from_released(read_shapes([codec_file])), model.codec.state_dict(), str(codec_file))
     tokenizer = TextTokenizer.load(only_one(folder, ".model", "SentencePiece model"))
     found = from_released(dict(read_tensors([weights], device)), config)
     ours = {name: tensor for name, tensor in found.items() if name in state}
@@ -185,14 +191,18 @@ def load_released(
 
 def _released_config(folder: Path, codec: CodecConfig) -> ModelConfig:
     flat: Mapping[str, Any] = RELEASED
-    for path in sorted([*folder.glob("*.yaml"), *folder.glob("config.json")]):
+    said_by: Path | None = None
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml"), *folder.glob("config.json")]):
         found = read_json(path) if path.suffix == ".json" else _read_yaml(path)
-        if not DEFAULTS.keys().isdisjoint(flatten(found)):  # else it is of something else, such as how it is shown
-            flat = found
+        if DEFAULTS.keys().isdisjoint(flatten(found)):  # it is of something else, such as how it is shown
+            continue
+        if said_by is not None and found != flat:
+            raise CheckpointError(f"{said_by.name} and {path.name} in {folder} describe two models; remove one of them")
+        flat, said_by = found, path
     try:
         config = config_from_released(flat)
         from_dict(ModelConfig, to_dict(config))  # every value is of its type
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"the configuration in {folder} describes no model: {error}") from error
     lm = config.speech_lm
     codebooks = max(lm.own_codebooks, lm.user_codebooks)
@@ -200,13 +210,12 @@ def _released_config(folder: Path, codec: CodecConfig) -> ModelConfig:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping; empty for a file of something else."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path} is not readable as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a mapping")
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def only_one(folder: Path, suffix: str, what: str, besides: str = "") -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from moshivis.errors import CheckpointError
+
 _TO_OURS = (
     (r"\bin_projs\.0\.weight$|\bself_attn\.in_proj_weight$", "self_attn.in_proj.weight"),
     (r"\bself_attn\.self_attn\.", "self_attn."),
@@ -41,8 +43,17 @@ _TO_RELEASED = (
 
 
 def from_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `Mimi` from released names; the older aliases that the release accepts are accepted too."""
-    return {_rename(name, _TO_OURS): tensor for name, tensor in tensors.items()}
+    """The state dict of `Mimi` from released names; the older aliases that the release accepts are accepted too.
+
+    Raises CheckpointError if one of ours is there by two names.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        ours_name = _rename(name, _TO_OURS)
+        if ours_name in ours:
+            raise CheckpointError(f"the codec's {ours_name} is there by two names, {name} being one of them")
+        ours[ours_name] = tensor
+    return ours
 
 
 def to_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

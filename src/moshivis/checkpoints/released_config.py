@@ -191,7 +191,7 @@ def _adapters(keys: Mapping[str, Any], vision: VisionConfig | None) -> AdapterCo
     has_gate = gating in ("sigmoid", "tanh")
     start, end = _scope(keys["xa_start"], "xa_start", "start"), _scope(keys["xa_end"], "xa_end", "end")
     return AdapterConfig(
-        layers=tuple(keys["xa_layers"]) if keys["xa_layers"] else None,
+        layers=tuple(sorted(keys["xa_layers"])) if keys["xa_layers"] else None,
         sharing="qkv" if keys["xa_shared"] else "none",
         gate=("shared" if keys["xa_gate_shared"] else "layer") if has_gate else "none",
         gate_input="conditional" if keys["xa_conditional_gating"] else "constant",

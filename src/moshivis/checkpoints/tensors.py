@@ -14,11 +14,14 @@ from torch import Tensor
 
 from moshivis.errors import CheckpointError
 
+_FLOATING = ("F64", "F32", "F16", "BF16")  # all that a model, a codec or adapters are stored in
+
 
 def read_shapes(files: Sequence[Path]) -> dict[str, Tensor]:
     """Names and shapes, as tensors on the meta device, of all tensors in some files; only headers are read.
 
-    Raises CheckpointError for a file that is missing or damaged, and for a name that two files hold.
+    Raises CheckpointError for a file that is missing or damaged, for a name that two files hold, and for numbers that
+    are not floating-point ones of 16 bits or more: quantised weights would be taken for what they stand for.
     """
     shapes: dict[str, Tensor] = {}
     for file in files:
@@ -26,7 +29,13 @@ def read_shapes(files: Sequence[Path]) -> dict[str, Tensor]:
             for name in opened.keys():
                 if name in shapes:
                     raise CheckpointError(f"{file} holds {name}, which another file of the checkpoint holds too")
-                shapes[name] = torch.empty(opened.get_slice(name).get_shape(), device="meta")
+                stored = opened.get_slice(name)
+                if stored.get_dtype() not in _FLOATING:
+                    raise CheckpointError(
+                        f"{file} holds {name} as {stored.get_dtype()}; quantised weights are not read, only those in "
+                        "float32, bfloat16 or float16"
+                    )
+                shapes[name] = torch.empty(stored.get_shape(), device="meta")
     return shapes
 
 
@@ -35,7 +44,7 @@ def read_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """All tensors of some files whose names begin with `prefix`, one after the other.
 
-    Raises CheckpointError as `read_shapes` does.
+    Raises CheckpointError for a file that is missing or damaged; the rest is for `read_shapes` to find first.
     """
     for file in files:
         with _opened(file, str(device)) as opened:
