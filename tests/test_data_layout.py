@@ -43,6 +43,7 @@ def test_lines_of_both_kinds() -> None:
         ([], "no JSON object"),
         ({}, 'neither "path"'),
         ({"path": "a.wav"}, "duration must be a number of seconds above 0, not None"),
+        ({"path": "/", "duration": 1}, "path must name a recording, not '/'"),
         ({"path": "a.wav", "duration": True}, "duration"),
         ({"path": "a.wav", "duration": float("nan")}, "duration"),
         ({"path": "a.wav", "duration": 1, "image": 3}, "image must be the path"),

@@ -37,11 +37,17 @@ with (
 
 def test_a_run_clears_what_a_killed_one_was_writing(run: Any) -> None:
     out = run()
+    theirs = out / "samples" / "step-00000002" / ".ipynb_checkpoints"  # somebody looked at the answers
+    theirs.mkdir(parents=True)
+    answers = theirs.parent
+    for left in (".speech-0-abcdefgh.wav", ".speechless-3-abcdefgh.json", ".notes.json"):
+        (answers / left).write_text("")
     whole = {path.name for path in out.iterdir()}
     subprocess.run([sys.executable, "-c", KILLED, str(out)])
     assert len(list(out.iterdir())) == len(whole) + 4
     run(steps=4)
     assert {path.name for path in out.iterdir()} == whole
+    assert {path.name for path in answers.iterdir()} == {theirs.name, ".notes.json"}
     assert len(log_of(out)) == 4
 
 
@@ -73,6 +79,20 @@ def test_remains_of_a_checkpoint_are_cleared(tmp_path: Path) -> None:
     newest = Checkpoints(tmp_path, 2, ALONE).newest()
     assert newest == tmp_path / "step-00000004"
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000004", "notes"}
+
+
+def test_a_copy_of_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, 2, ALONE)
+    save(checkpoints, 2)
+    for copy in ("step-00000002-good", "step-best"):
+        shutil.copytree(tmp_path / "step-00000002", tmp_path / copy)
+    (tmp_path / "step-notes").mkdir()
+    for step in (4, 6, 8):
+        save(checkpoints, step)
+    again = Checkpoints(tmp_path, 2, ALONE)
+    assert again.newest() == tmp_path / "step-00000008"
+    kept = {"step-00000002-good", "step-best", "step-notes", "step-00000006", "step-00000008"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_checkpoint_takes_the_place_of_one_without_state(tmp_path: Path) -> None:

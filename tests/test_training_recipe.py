@@ -81,8 +81,12 @@ def test_contradictions(tmp_path: Path) -> None:
         read_recipe(path, [both, "validation.every=5"])
     with pytest.raises(InputError, match="parallel: ddp"):
         read_recipe(path, [both, "parallel=fsdp", "optimiser.matrices=muon"])
-    with pytest.raises(InputError, match="weight above 0"):
-        read_recipe(path, [both, "data.datasets.1.weight=0"])
+    for weight in ("0", ".nan", ".inf"):
+        with pytest.raises(InputError, match="data: dataset a needs a weight above 0"):
+            read_recipe(path, [both, f"data.datasets.1.weight={weight}"])
+    general = "data.general=[{path: b, kind: speech}, {path: b, kind: speechless, weight: -1}]"
+    with pytest.raises(InputError, match="data.general: dataset b needs a weight above 0, not -1"):
+        read_recipe(path, [both, general, "data.p_concat=0.5"])
     with pytest.raises(InputError, match="parallel: ddp"):
         read_recipe(path, ["parallel=fsdp", "validation.samples=1", "validation.every=5"])
     with pytest.raises(InputError, match="does not say out"):
@@ -91,6 +95,31 @@ def test_contradictions(tmp_path: Path) -> None:
         read_recipe("papier")
     with pytest.raises(InputError, match="does not hold a recipe"):
         read_recipe(written(tmp_path, "- 1"))
+
+
+@pytest.mark.parametrize(("share", "kind"), [("0", "speechless"), ("1", "speech")])
+def test_general_dialogues_are_needed_of_what_is_trained_alone(share: str, kind: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "out: here\ndata: {datasets: [{path: a, kind: speech}, {path: a, kind: speechless}]}")
+    words = [f"data.p_audio={share}", "data.p_concat=0.5"]
+    read_recipe(path, [*words, f"data.general=[{{path: b, kind: {kind}}}]"])
+    with pytest.raises(InputError, match=f"missing: {kind}$"):
+        read_recipe(path, words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["loss.text=0", "loss.audio=0"],
+        ["loss.text=0", "data.p_audio=0"],
+        ["loss.speech=0", "loss.audio=0", "data.p_audio=1"],
+        ["loss.text=0", "loss.semantic=0", "loss.codebooks=1"],
+    ],
+)
+def test_a_recipe_without_a_target(words: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, "out: here")
+    with pytest.raises(InputError, match="nothing has a target"):
+        read_recipe(path, words)
+    read_recipe(path, words[1:])
 
 
 def test_rows_are_shared_exactly() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moshivis.cli import main
 from moshivis.errors import InputError
 from moshivis.model import MoshiVis
+from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.training.recipe_file import recipe_from_dict
 from moshivis.training.setup import check_base
-from training_support import packed, run
+from training_support import pack, packed, run
 
 __all__ = ["packed", "run"]  # fixtures
 
@@ -52,9 +55,33 @@ def test_a_scale_that_nothing_would_use(run: Any, adapters: dict[str, str]) -> N
         run(adapters={"out_scale": 2.0, **adapters})
 
 
+def test_all_of_a_model_without_text_to_learn(tiny_model: MoshiVis) -> None:
+    whole = {"out": "out", "train": "all", "data": {"p_audio": 1.0}, "loss": {"speech": 0.0, "codebooks": 3}}
+    with pytest.raises(InputError, match="train: all with loss.speech=0 would let what has no target decay"):
+        check_base(recipe_from_dict(whole), tiny_model.config)
+
+
+def test_ranks_without_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "mini", "out=out", "--ranks", "2"]) == 2
+    assert "--ranks is what --dry-run reckons with" in capsys.readouterr().err and not Path("out").exists()
+
+
 def test_data_of_another_model_is_refused(tiny_model: MoshiVis, packed: Path, run: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was made with another tokenizer than that of mini"):
         run(base="mini")
+
+
+def test_another_codec_does_not_matter_to_what_is_written(
+    tiny_model: MoshiVis, tiny_tokenizer: TextTokenizer, run: Any, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(tiny_model)
+    for buffer in other.codec.buffers():
+        buffer.add_(1)
+    folder = pack(tmp_path / "others", other, tiny_tokenizer)
+    both = [{"path": str(folder), "kind": kind} for kind in ("speech", "speechless")]
+    with pytest.raises(InputError, match="was made with another codec"):
+        run(data__datasets=both)
+    assert run(data__datasets=both[1:], data__p_audio=0.0).exists()
 
 
 def test_general_dialogues_with_pictures(run: Any, packed: Path) -> None:

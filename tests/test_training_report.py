@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.training.checkpoint import Progress
 from moshivis.training.recipe import Recipe
-from moshivis.training.report import Report
+from moshivis.training.report import LOG, Report
 from training_support import PATIENCE, log_of, losses, pack, packed, picture, recipe_data, run, run_ranks
 
 __all__ = ["packed", "run"]  # fixtures
@@ -101,6 +102,22 @@ def test_what_is_no_number_is_null_in_the_log(tmp_path: Path) -> None:
     (line,) = log_of(tmp_path, "rows")
     assert {name: line[name] for name in values} == dict(zip(values, (None, None, [0.5, None]), strict=True))
     assert line["rows"] == 3
+
+
+def test_a_line_that_is_cut_off_by_a_full_disk_spoils_no_other(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    report = Report(Recipe(out=str(tmp_path)), begin=0, leads=True, flops_per_token=1.0, peak=None, console=console)
+    report.log(Progress(step=1), {"rows": 1})
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / LOG).stat().st_size + 10, usual[1]))
+        report.log(Progress(step=2), {"rows": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    report.log(Progress(step=3), {"rows": 3})
+    report.close()
+    assert "cannot be written" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert [line["rows"] for line in log_of(tmp_path, "rows")] == [1, 3]
 
 
 def test_samples_that_a_validation_skips_are_counted_for_it_alone(

@@ -206,9 +206,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "overrides", metavar="KEY=VALUE", nargs="*", help="over what the recipe says: steps=100 optimiser.rate=3e-4"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and do nothing")
-    parser.add_argument(
-        "--ranks", metavar="N", type=some, default=1, help="processes that a dry run reckons with (default: 1)"
-    )
+    parser.add_argument("--ranks", metavar="N", type=some, help="processes that a dry run reckons with (default: 1)")
     parser.set_defaults(run=_train)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from moshivis.errors import InputError
 from moshivis.training.recipe_file import read_recipe
 
 
@@ -14,8 +15,12 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from moshivis.training.plan import plan, print_plan
 
-        print_plan(plan(recipe, ranks=arguments.ranks))
+        print_plan(plan(recipe, ranks=arguments.ranks or 1))
         return 0
+    if arguments.ranks is not None:
+        raise InputError(
+            "--ranks is what --dry-run reckons with; N processes train by torchrun --nproc-per-node N -m moshivis train"
+        )
     from moshivis.training.run import train
 
     result = train(recipe)

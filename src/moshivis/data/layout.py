@@ -108,6 +108,8 @@ def parse_line(line: Line) -> Entry:
     path, duration = fields.get("path"), fields.get("duration")
     if not isinstance(path, str) or not path:
         raise InputError(f'{where}: there is neither "path" (a recording) nor "turns" (a dialogue in writing)')
+    if not (folder / path).name:
+        raise InputError(f"{where}: path must name a recording, not {path!r}")
     if not _is_time(duration) or duration <= 0:
         raise InputError(f"{where}: duration must be a number of seconds above 0, not {duration!r}")
     return Recording(where=where, audio=folder / path, duration=float(duration), image=picture)

@@ -2,8 +2,8 @@
 
 Both contenders train fresh adapters of one base on the same packed shards of random samples. Ours has the encoder's
 outputs cached, pads to the next bucket, computes in bfloat16 and, on a GPU, reads ahead in other processes; the
-baseline encodes the pictures of every batch, pads every row to the longest length there can be, computes in float32,
-and reads when it needs something. Ours takes its rows in two parts, the shorter and the longer ones, of which one is
+baseline encodes the pictures of every batch, pads every row to the batch's longest, computes in float32, and reads when
+it needs something. Ours takes its rows in two parts, the shorter and the longer ones, of which one is
 in memory at a time; the baseline takes them at once. Each runs in a process of its own, as memory is told by process;
 they take turns of a few steps, so that whatever else the machine does hits both alike. Pictures have been seen before
 when counting begins, as from the second epoch on.
@@ -126,7 +126,7 @@ def _recipe(arguments: argparse.Namespace, folder: Path, options: dict[str, Any]
     data = {
         "workers": 0 if on_cpu or options["precision"] == "fp32" else 2,
         "datasets": both,
-        "bucket": max(arguments.frames, arguments.tokens),
+        "bucket": 1,
         **lengths,
         **options.get("data", {}),
     }

@@ -8,6 +8,7 @@ to go on with one's own run (their index is a pickle); what is trained is handed
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from moshivis.files import atomic_write
 from moshivis.training.distributed import Ranks
 
 STATE = "state.json"  # beside the tensors; written last
+_NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass(kw_only=True)
@@ -38,15 +40,18 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. All ranks call every method together."""
+    """The checkpoints of one run. All ranks call every method together.
+
+    Only what is named as one is one: a copy by another name, kept for later, is left alone.
+    """
 
     def __init__(self, folder: Path, keep: int, ranks: Ranks):
         self.folder, self.keep, self.ranks = folder, keep, ranks
         if ranks.leads:
             folder.mkdir(parents=True, exist_ok=True)
             complete = self._complete()
-            for left in [*folder.glob("*.tmp"), *folder.glob("step-*")]:
-                if left not in complete:
+            for left in folder.iterdir():
+                if _NAME.fullmatch(left.name.removesuffix(".tmp")) and left not in complete:
                     shutil.rmtree(left, ignore_errors=True)
         ranks.wait()
 
@@ -105,7 +110,8 @@ class Checkpoints:
         return None
 
     def _complete(self) -> list[Path]:
-        return [path for path in self.folder.glob("step-*") if path.suffix != ".tmp" and (path / STATE).is_file()]
+        found = self.folder.glob("step-*")
+        return [path for path in found if _NAME.fullmatch(path.name) and (path / STATE).is_file()]
 
 
 def recipe_and_sources(checkpoint: Path) -> tuple[dict[str, Any], dict[str, str]]:

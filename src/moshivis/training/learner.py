@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from moshivis.adapters.gated_cross_attention import ImageContext
-from moshivis.errors import InputError
 from moshivis.model import MoshiVis
 from moshivis.training.batch import Part
 from moshivis.training.losses import audio_sum, codebook_weights, text_sum
@@ -48,10 +47,7 @@ class Learner(nn.Module):
         self.projection = None if model.vision is None else model.vision.projection
 
     def forward(self, part: Part, features: Features | None, *, gates: bool = False) -> Outcome:
-        """Only what is graded passes through the text head and the depth transformer. `gates` measures them.
-
-        Raises InputError for a picture that the model has no adapters to look at.
-        """
+        """Only what is graded passes through the text head and the depth transformer. `gates` measures them."""
         context = self._look(features, part.inputs.shape[-1])
         if context is not None:
             context.remembers = gates
@@ -74,8 +70,6 @@ class Learner(nn.Module):
 
     def _look(self, features: Features | None, steps: int) -> ImageContext | None:
         if self.adapters is None or self.projection is None:
-            if features is not None and bool(features.present.any()):
-                raise InputError("the data has pictures, but the model has no adapters to look at them")
             return None
         assert features is not None
         image = self.adapters.encode(self.projection(features.values), features.mask, features.present)

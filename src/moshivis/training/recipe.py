@@ -192,6 +192,17 @@ class Recipe:
         named: tuple[Kind, Kind] = ("speech", "speechless")
         return {kind for kind, rows in zip(named, self.rows(), strict=True) if rows}
 
+    @property
+    def grades_text(self) -> bool:
+        """Whether text is a target in any batch."""
+        return bool(self.loss.text and (self.data.p_audio < 1 or self.loss.speech))
+
+    @property
+    def grades_audio(self) -> bool:
+        """Whether the codes of a codebook are."""
+        books = self.loss.semantic or (self.loss.codebooks > 1 and self.loss.acoustic)
+        return bool(self.loss.audio and self.data.p_audio and books)
+
     def check(self) -> None:
         """Raise InputError for values that cannot be, or that contradict each other."""
         data, batch, optimiser, loss = self.data, self.batch, self.optimiser, self.loss
@@ -226,6 +237,11 @@ class Recipe:
             raise InputError(f"lora.targets are some of {', '.join(MATRICES)}, not {list(self.lora.targets)}")
         self._check_data()
         self._check_use()
+        if not (self.grades_text or self.grades_audio):
+            raise InputError(
+                "with these weights in `loss` and this data.p_audio nothing has a target, so nothing is learnt; set "
+                "loss.text, or with speech samples loss.audio, above 0"
+            )
         if self.parallel == "fsdp" and optimiser.matrices == "muon":
             raise InputError("optimiser.matrices: muon needs whole matrices in each process: parallel: ddp")
         if self.parallel == "fsdp" and self.validation.samples:
@@ -243,9 +259,10 @@ class Recipe:
             )
 
     def _check_data(self) -> None:
-        for where, datasets in (("data", self.data.datasets), ("validation", self.validation.datasets)):
+        named = {"data": self.data.datasets, "data.general": self.data.general, "validation": self.validation.datasets}
+        for where, datasets in named.items():
             for dataset in datasets:
-                if dataset.weight <= 0:
+                if not 0 < dataset.weight < math.inf:
                     raise InputError(f"{where}: dataset {dataset.path} needs a weight above 0, not {dataset.weight:g}")
         kinds = {dataset.kind for dataset in self.data.datasets}
         missing = self.kinds() - kinds
@@ -255,11 +272,11 @@ class Recipe:
                 f"data.p_audio={self.data.p_audio:g} asks for {kind} samples, but data.datasets has none; "
                 f"add one, or set data.p_audio={share}"
             )
-        general = {dataset.kind for dataset in self.data.general}
-        if self.data.p_concat and kinds - general:
+        lacking = (kinds & self.kinds()) - {dataset.kind for dataset in self.data.general}
+        if self.data.p_concat and lacking:
             raise InputError(
                 f"data.p_concat={self.data.p_concat:g} needs data.general dialogues of every kind that is trained; "
-                f"missing: {', '.join(sorted(kinds - general))}"
+                f"missing: {', '.join(sorted(lacking))}"
             )
         if self.validation.every and kinds and not self.validation.datasets:
             raise InputError("validation.every is set, but validation.datasets names no held-out data")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,8 +79,11 @@ class Report:
         counts = {"skipped_steps": progress.skipped, "failed_checkpoints": progress.failed}
         line = {"step": progress.step, **values, **counts, "skipped_samples": progress.lost}
         try:
-            with open(self.out / LOG, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            with open(self.out / LOG, "ab", buffering=0) as file:
+                begun, written = file.tell(), (json.dumps(line, allow_nan=False) + "\n").encode()
+                if file.write(written) < len(written):
+                    file.truncate(begun)  # half a line would spoil the next one, too
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:  # a full disk; what cannot be written is lost, the training is not
             self.warn(f"{self.out / LOG} cannot be written: {error.strerror or error}")
         numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}

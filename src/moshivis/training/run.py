@@ -38,10 +38,12 @@ from moshivis.training.setup import Ready, dtype_of, prepare
 from moshivis.training.sources import check_made_for, held_out_sets, hold_pictures, training_sets
 from moshivis.training.speed import peak_flops
 from moshivis.training.trainer import Trainer
-from moshivis.training.validation import Validation
+from moshivis.training.validation import Validation, clear_answers
 
 ADAPTERS, MODEL, RECIPE = "adapters.safetensors", "model", "recipe.yaml"
-FREE = (  # what may change when a run goes on: nothing else is learnt by it
+# What may change when a run goes on. Most of it does not change what is learnt; `steps` stretches the cosine, `on_nan`
+# and `data.on_corrupt` decide what is left out.
+FREE = (
     *("out", "steps", "download", "checkpoint", "validation", "report", "features", "device", "parallel", "on_nan"),
     *("compile", "activation_checkpointing", "data.workers", "data.verify", "data.on_corrupt", "batch.accumulation"),
 )
@@ -88,8 +90,8 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
     if ranks.leads:
         for name in (ADAPTERS, MODEL, RECIPE, LOG, RUN_ID):
             clear_interrupted(out / name)
-        for left in out.glob("samples/*/.*"):
-            left.unlink()
+        for folder in out.glob("samples/step-*"):
+            clear_answers(folder)
     checkpoints = Checkpoints(out / "checkpoints", recipe.checkpoint.keep, ranks)
     newest = checkpoints.newest()
     before, begun_with = (None, {}) if newest is None else recipe_and_sources(newest)

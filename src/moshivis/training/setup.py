@@ -109,6 +109,8 @@ def check_base(recipe: Recipe, config: ModelConfig) -> None:
             f"codebooks without a target decay; set loss.codebooks={codebooks}"
         )
     weights = {"text": recipe.loss.text}
+    if recipe.data.p_audio == 1:  # all text is that of speech samples
+        weights |= {"speech": recipe.loss.speech}
     if graded:
         weights |= {"semantic": recipe.loss.semantic, "acoustic": recipe.loss.acoustic}
     for name, weight in weights.items():

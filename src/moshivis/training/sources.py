@@ -18,12 +18,13 @@ from moshivis.training.recipe import DataRecipe, DatasetRecipe
 
 
 def training_sets(recipe: DataRecipe, seed: int) -> tuple[Dataset | None, Dataset | None]:
-    """Speech and speechless samples as the recipe mixes them; None where it has none of that kind.
+    """Speech and speechless samples as the recipe mixes them; None where `p_audio` takes none of that kind.
 
     Raises InputError for folders that are missing, damaged, or without samples of their kind, and for general dialogues
     with pictures.
     """
-    return _training_set(recipe, "speech", seed), _training_set(recipe, "speechless", seed)
+    speech = _training_set(recipe, "speech", seed) if recipe.p_audio > 0 else None
+    return speech, _training_set(recipe, "speechless", seed) if recipe.p_audio < 1 else None
 
 
 def held_out_sets(datasets: Sequence[DatasetRecipe], recipe: DataRecipe) -> tuple[Dataset | None, Dataset | None]:
@@ -45,8 +46,11 @@ def check_made_for(model: MoshiVis, tokenizer: TextTokenizer | None, datasets: S
     text, codec = tokenizer_fingerprint(tokenizer), codec_fingerprint(model.codec)
     for dataset in datasets:
         manifest = Manifest.read(Path(dataset.path))
-        for what, theirs, ours in (("tokenizer", manifest.tokenizer, text), ("codec", manifest.codec, codec)):
-            if theirs not in (None, ours):
+        compared = [("tokenizer", manifest.tokenizer, text)]
+        if dataset.kind == "speech":  # no codes are read of the others
+            compared.append(("codec", manifest.codec or codec, codec))
+        for what, theirs, ours in compared:
+            if theirs != ours:
                 raise InputError(
                     f"{dataset.path} was made with another {what} than that of {model.config.name}; "
                     "make it again with: moshivis data tokenize --model …"

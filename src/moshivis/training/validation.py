@@ -144,6 +144,13 @@ def _for_inference(model: MoshiVis, dtype: torch.dtype) -> MoshiVis:
     return copied
 
 
+def clear_answers(folder: Path) -> None:
+    """Remove what was being written there when a run was killed."""
+    for left in folder.glob(".speech*-*-*"):
+        if left.is_file() and left.suffix in (".json", ".wav"):
+            left.unlink()
+
+
 @torch.inference_mode()
 def answer(assistant: Assistant, sample: Sample, picture: bytes | None, stem: Path) -> None:
     """Put the user's side of a sample to the model; its answer goes to STEM.json, with speech to STEM.wav too."""
