@@ -31,9 +31,10 @@ from moshivis.layers.attention import SelfAttention
 from moshivis.layers.rope import rotation
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import PADDING, TextTokenizer
+from moshivis.training.precision import half_precision
 from moshivis.training.recipe_file import recipe_from_dict
 from moshivis.training.run import train
-from moshivis.training.speed import compiler, half_precision, shorten_vectors
+from moshivis.training.speed import compiler, shorten_vectors
 from moshivis.training.validation import answer
 from training_support import (
     PATIENCE,

@@ -58,9 +58,13 @@ def test_a_hosted_tracker_is_told_the_numbers_of_one_run(
     begun = [options for function, _, options in tracker.told if function == "init"]
     assert [options["project"] for options in begun] == ["project"] * 2 and begun[1]["resume"] == "allow"
     assert begun[0].get("id") == begun[1].get("id") and ("id" in begun[0]) == (package == "wandb")
+    run("other/run", report={"every": 1, package: "project"}, steps=1)  # a folder of the same name is another run
+    known_by = "id" if package == "wandb" else "name"
+    others = [options[known_by] for function, _, options in tracker.told if function == "init"]
+    assert others[0] == others[1] != others[2]
     logged = [(numbers[0], options["step"]) for function, numbers, options in tracker.told if function == "log"]
-    assert [step for _, step in logged] == [1, 2, 3]
-    assert [numbers["loss"] for numbers, _ in logged] == losses(log_of(out))
+    assert [step for _, step in logged] == [1, 2, 3, 1]
+    assert [numbers["loss"] for numbers, _ in logged[:3]] == losses(log_of(out))
     assert tracker.told[-1][0] == "finish"
 
 

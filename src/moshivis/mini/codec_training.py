@@ -29,7 +29,7 @@ from moshivis.layers.conv import CausalConv1d, CausalConvTranspose1d
 from moshivis.mini.augment import augment
 from moshivis.mini.clips import ClipStore
 from moshivis.mini.stage import Stage, cosine, set_learning_rate
-from moshivis.training.speed import half_precision
+from moshivis.training.precision import quick_precision
 
 AUTOENCODER_STEPS, QUANTISED_STEPS, VOICE_STEPS = 1500, 3000, 2400
 BATCH, CROP_FRAMES = 4, 16
@@ -89,7 +89,7 @@ def train_voice(
         set_learning_rate(optimiser, cosine(step, VOICE_STEPS, 1e-3, 100))
         rng = random.Random(f"voice {step}")
         wave = crops.batch(rng, 6).to(stage.device)
-        with half_precision(stage.device):
+        with quick_precision(stage.device):
             with torch.no_grad():
                 codes = codec.encode(wave, num_codebooks)
             estimate = codec.decode(codes)
@@ -131,7 +131,7 @@ class _Trainer:
         rng = random.Random(step)
         self.codec.train()
         wave = self.crops.batch(rng, BATCH).to(self.device)
-        with half_precision(self.device):
+        with quick_precision(self.device):
             if not quantised:
                 estimate = self.codec.decode_latent(self.codec.encode_to_latent(wave))
                 penalty = distance = wave.new_zeros(())

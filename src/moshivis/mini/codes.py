@@ -19,6 +19,7 @@ import torch
 from rich.progress import track
 
 from moshivis.codec import Mimi
+from moshivis.devices import has_bfloat16
 from moshivis.files import atomic_write
 from moshivis.mini import parallel
 from moshivis.mini.augment import another_throat, augment
@@ -111,7 +112,7 @@ def _encode_shard(shard: int, folder: Path) -> None:
         longest = max(len(heard[n].wave) for n in batch)
         stack = np.stack([np.pad(heard[n].wave, (0, longest - len(heard[n].wave))) for n in batch])
         # Twice as fast; one semantic code in a hundred differs, of the last level every fifth: not for what is spoken.
-        with torch.autocast("cpu", torch.bfloat16, enabled=user):
+        with torch.autocast("cpu", torch.bfloat16, enabled=user and has_bfloat16("cpu")):
             encoded = _codec.encode(torch.from_numpy(stack)[:, None]).to(torch.uint8).numpy()
         for row, n in enumerate(batch):
             codes[n] = encoded[row, :, LEAD_FRAMES : len(heard[n].wave) // FRAME]

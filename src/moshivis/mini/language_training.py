@@ -29,7 +29,8 @@ from moshivis.mini.timeline import IGNORE
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.lm import SpeechLM
 from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
-from moshivis.training.speed import half_precision, shorten_vectors
+from moshivis.training.precision import quick_precision
+from moshivis.training.speed import shorten_vectors
 
 PADDING_WEIGHT, USER_WEIGHT, AUDIO_WEIGHT, SEMANTIC_WEIGHT = 0.3, 0.1, 0.4, 3.0
 HEARD_LAYER = 3  # block whose output is asked for the user's words
@@ -200,7 +201,7 @@ def _learn(
         optimiser.zero_grad(set_to_none=True)
     values: dict[str, float] = {}
     for name, batch in zip(("spoken", "written"), batches, strict=True):
-        with half_precision(device):
+        with quick_precision(device):
             losses, _ = learner(batch.to(device))
         total = losses["text"] + AUDIO_WEIGHT * losses.get("audio", 0.0) + losses.get("heard", 0.0)
         total.backward()
@@ -222,7 +223,7 @@ def _accuracies(learner: Learner, batches: list[Batch]) -> dict[str, float]:
     result = {}
     for name, batch in zip(("spoken", "written"), batches, strict=True):
         batch = batch.to(device)
-        with half_precision(device):
+        with quick_precision(device):
             losses, predicted = learner(batch)
         said = (batch.text_weight >= 1) & (batch.text != PADDING) & (batch.text != END_OF_PADDING)
         right = predicted == batch.text

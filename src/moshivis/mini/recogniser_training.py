@@ -22,7 +22,7 @@ from moshivis.mini.clips import ClipStore
 from moshivis.mini.grammar import normalise, vocabulary
 from moshivis.mini.stage import Stage, cosine, set_learning_rate
 from moshivis.mini.voices import SAMPLE_RATE
-from moshivis.training.speed import half_precision
+from moshivis.training.precision import quick_precision
 
 BATCH = 12
 SILENCE = int(0.15 * SAMPLE_RATE)  # at most, at each end of a clip: a word is to be heard wherever one cuts
@@ -65,7 +65,7 @@ def train_recogniser(
         length = max(map(len, waves))
         length += -length % (4 * HOP)
         batch = torch.stack([F.pad(torch.from_numpy(w), (0, length - len(w))) for w in waves])
-        with half_precision(stage.device):
+        with quick_precision(stage.device):
             log_probs = model(batch.to(stage.device))
         loss = F.ctc_loss(
             log_probs.transpose(0, 1),

@@ -19,7 +19,8 @@ from moshivis.mini import parallel
 from moshivis.mini.pictures import ATTRIBUTES, OBJECT_ATTRIBUTES, Pictures
 from moshivis.mini.scenes import Scene
 from moshivis.mini.stage import Stage, cosine, set_learning_rate
-from moshivis.training.speed import half_precision, shorten_vectors
+from moshivis.training.precision import quick_precision
+from moshivis.training.speed import shorten_vectors
 from moshivis.vision import VisionEncoder
 
 STEPS, BATCH, HELD_OUT, RATE = 9000, 24, 500, 2e-3
@@ -57,7 +58,7 @@ def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> Visi
         count = round(WRITTEN_SHARE * BATCH)
         rows = rng.sample(written, count) + rng.sample(others, BATCH - count)
         labels = torch.from_numpy(pictures.labels[rows]).long().flatten(2).to(stage.device)
-        with half_precision(stage.device):
+        with quick_precision(stage.device):
             features = encoder(pixels_of(pictures, rows, rng).to(stage.device))
             logits = {name: head(features).float() for name, head in heads.items()}
         # background is most of a picture: it weighs little

@@ -1,12 +1,12 @@
 """`moshivis bench train`: what a training step costs, beside the straightforward way to do the same.
 
 Both contenders train fresh adapters of one base on the same packed shards of random samples. Ours has the encoder's
-outputs cached, pads to the next bucket, computes in bfloat16 and, on a GPU, reads ahead in other processes; the
-baseline encodes the pictures of every batch, pads every row to the batch's longest, computes in float32, and reads when
-it needs something. Ours takes its rows in two parts, the shorter and the longer ones, of which one is
-in memory at a time; the baseline takes them at once. Each runs in a process of its own, as memory is told by process;
-they take turns of a few steps, so that whatever else the machine does hits both alike. Pictures have been seen before
-when counting begins, as from the second epoch on.
+outputs cached, pads to the next bucket, computes in bfloat16 where the device has it and, on a GPU, reads ahead in
+other processes; the baseline encodes the pictures of every batch, pads every row to the batch's longest, computes in
+float32, and reads when it needs something. Ours takes its rows in two parts, the shorter and the longer ones, of which
+one is in memory at a time; the baseline takes them at once. Each runs in a process of its own, as memory is told by
+process; they take turns of a few steps, so that whatever else the machine does hits both alike. Pictures have been seen
+before when counting begins, as from the second epoch on.
 
 Output: a table for people, then one line of JSON.
 """
@@ -48,9 +48,10 @@ from moshivis.training.checkpoint import Checkpoints
 from moshivis.training.distributed import Ranks, joined
 from moshivis.training.features import FeatureCache
 from moshivis.training.flops import flops_per_token
+from moshivis.training.precision import dtype_of
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_from_dict
-from moshivis.training.setup import base_config, check_base, dtype_of, prepare
+from moshivis.training.setup import base_config, check_base, prepare
 from moshivis.training.sources import training_sets
 from moshivis.training.speed import peak_flops
 from moshivis.training.trainer import Trainer
@@ -62,7 +63,7 @@ SHORTEST = 0.25  # of a sample, as a share of the longest
 PICTURES = 16
 GRACE_S = 20.0
 CONTENDERS: dict[str, dict[str, Any]] = {
-    "moshivis": {"precision": "bf16", "data": {"bucket": 16}, "batch": {"accumulation": 2}},
+    "moshivis": {"precision": "auto", "data": {"bucket": 16}, "batch": {"accumulation": 2}},
     "baseline": {"precision": "fp32", "features": {"memory_mib": 0}},
 }
 
@@ -230,7 +231,7 @@ def _contend(recipe: Recipe, threads: int, line: Connection) -> None:
         while steps := _next_turn(line):
             line.send([_step(trainer, loader, ranks.device) for _ in range(steps)])
         flops = flops_per_token(trainer.ready.model.config, recipe)
-        peak = peak_flops(ranks.device, recipe.precision)
+        peak = peak_flops(ranks.device, recipe)
         line.send(End(memory=_peak_memory(ranks.device), flops_per_token=flops, peak=peak))
 
 

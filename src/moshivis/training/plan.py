@@ -23,8 +23,9 @@ from moshivis.devices import device_type
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.backbone import Backbone
 from moshivis.training.flops import flops_per_token
+from moshivis.training.precision import dtype_of, in_half
 from moshivis.training.recipe import Recipe
-from moshivis.training.setup import base_config, check_base, dtype_of, set_up
+from moshivis.training.setup import base_config, check_base, set_up
 
 GIB = 2**30
 WHOLE = ("codec.", "vision.encoder.")  # what is never sharded
@@ -114,8 +115,8 @@ def _weights(model: MoshiVis, recipe: Recipe, shared: int) -> int:
     sharded is gathered to be used: of the blocks and the depth transformer the one in use and the next block, of the
     rest all.
     """
-    half = 2 if recipe.precision == "bf16" else 4
-    learns = 6 if recipe.precision == "bf16" and shared == 1 else 4
+    half = 2 if in_half(recipe) else 4
+    learns = 6 if in_half(recipe) and shared == 1 else 4
     total = 0
     for name, parameter in model.named_parameters():
         frozen = 4 if name.startswith("codec.") else half
@@ -134,7 +135,7 @@ def _gathered(model: MoshiVis) -> int:
 
 def _activations(model: MoshiVis, recipe: Recipe, rows: tuple[int, int], shared: int) -> int:
     lm = model.config.speech_lm
-    number = 2 if recipe.precision == "bf16" else 4
+    number = 2 if in_half(recipe) else 4
     # Embeddings that are trained whole are looked up in float32, and so is the sum that runs through the blocks.
     of_stream = 4 if recipe.train == "all" and shared == 1 else number
     largest = 0
@@ -160,7 +161,7 @@ def _kept_by_block(config: BackboneConfig, recipe: Recipe, rows: int, steps: int
 
     The scores of attention, which the meta device keeps, are counted on a CPU only: an accelerator's kernels keep none.
     """
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    dtype = dtype_of(recipe)
     with torch.device("meta"):
         one = Backbone(dataclasses.replace(config, num_layers=1)).to(dtype).requires_grad_(recipe.train == "all")
         x = torch.zeros(rows, steps, config.dim, dtype=dtype, requires_grad=True)
@@ -184,7 +185,7 @@ def _kept_by_adapter(config: ModelConfig, recipe: Recipe, rows: int, steps: int)
     """Bytes that autograd keeps of one block's adapter: on the meta device its attention would keep other tensors."""
     if config.adapters is None:
         return 0
-    number = 2 if recipe.precision == "bf16" else 4
+    number = 2 if in_half(recipe) else 4
     stream = rows * steps * config.speech_lm.backbone.dim
     kept = 2 * 4 * stream  # the norm's input and what it scales, in float32
     kept += 4 * number * stream  # normed, query, what attention gives, update

@@ -163,7 +163,9 @@ class Recipe:
     batch: BatchRecipe = field(default_factory=BatchRecipe)
     loss: LossRecipe = field(default_factory=LossRecipe)
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
-    precision: Literal["fp32", "bf16"] = "bf16"  # of frozen weights and of the arithmetic; trained weights are fp32
+    # Of frozen weights and of the arithmetic; trained weights are fp32. "auto" = bf16, but fp32 on a CPU that has no
+    # instructions for it and would take dozens of times as long.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: the model whole in each, or sharded

@@ -21,7 +21,7 @@ from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 
 LOG = "log.jsonl"
-RUN_ID = "wandb-id"
+RUN_ID = "run-id"
 SUMMED = ("tokens", "padded", "seconds", "waiting")  # over the steps of a line; of others the mean is reported
 
 
@@ -205,8 +205,11 @@ class _Hosted:
         self.module = _import(package, f"report.{package}")
         out = Path(recipe.out)
         options = {"project": project, "name": out.name, "config": recipe_to_dict(recipe), "resume": "allow"}
-        if package == "wandb":  # trackio knows a run by its name
-            options["id"] = _run_id(out / RUN_ID)
+        identity = _run_id(out / RUN_ID)
+        if package == "wandb":
+            options["id"] = identity
+        else:  # trackio knows a run by its name, and folders of one name are not one run
+            options["name"] = f"{out.name}-{identity[:6]}"
         try:
             self.module.init(**options)
         except Exception as error:
@@ -220,7 +223,7 @@ class _Hosted:
 
 
 def _run_id(path: Path) -> str:
-    """The name by which W&B knows the run of this folder, made up when it begins."""
+    """By which a tracker knows the run of this folder, made up when it begins."""
     if not path.exists():
         with atomic_write(path) as temporary:
             temporary.write_text(uuid.uuid4().hex[:16], encoding="utf-8")

@@ -24,6 +24,7 @@ from moshivis.checkpoints.folder import empty_model, fill_model, save_folder
 from moshivis.data.loader import Loader
 from moshivis.data.sample import Dataset
 from moshivis.data.shard_format import MANIFEST, file_sha256
+from moshivis.devices import has_bfloat16
 from moshivis.errors import CheckpointError, InputError, MoshivisError
 from moshivis.files import atomic_write, clear_interrupted, only_process
 from moshivis.training.checkpoint import Checkpoints, recipe_and_sources
@@ -31,10 +32,11 @@ from moshivis.training.distributed import Ranks, joined, whole
 from moshivis.training.features import FeatureCache
 from moshivis.training.flops import flops_per_token
 from moshivis.training.lora import lora_scale
+from moshivis.training.precision import dtype_of
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 from moshivis.training.report import LOG, RUN_ID, Report
-from moshivis.training.setup import Ready, dtype_of, prepare
+from moshivis.training.setup import Ready, prepare
 from moshivis.training.sources import check_made_for, held_out_sets, hold_pictures, training_sets
 from moshivis.training.speed import peak_flops
 from moshivis.training.trainer import Trainer
@@ -122,7 +124,7 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
         )
     if ranks.leads:
         _write_recipe(out / RECIPE, recipe)
-    peak = peak_flops(ranks.device, recipe.precision)
+    peak = peak_flops(ranks.device, recipe)
     report = Report(
         recipe,
         begin=trainer.progress.step,
@@ -134,6 +136,8 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
     try:
         if sets is None:
             _say_unused(recipe, report)
+        if recipe.precision == "bf16" and not has_bfloat16(ranks.device.type):
+            report.warn("this CPU has no instructions for bfloat16; precision=fp32 is dozens of times as fast")
         if trainer.progress.step:
             report.say(f"going on after step {trainer.progress.step}")
         validation = None

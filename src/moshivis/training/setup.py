@@ -22,6 +22,7 @@ from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.training.distributed import Ranks, broadcast, shard
 from moshivis.training.learner import Learner
 from moshivis.training.lora import add_lora
+from moshivis.training.precision import dtype_of, in_half
 from moshivis.training.recipe import Recipe, adapter_config
 from moshivis.training.speed import checkpoint_activations, compile_blocks, compiler
 
@@ -64,18 +65,13 @@ def prepare(recipe: Recipe, ranks: Ranks) -> Ready:
     if recipe.activation_checkpointing:
         checkpoint_activations(learner)
     if sharded:
-        shard(learner, ranks, half=recipe.precision == "bf16")
+        shard(learner, ranks, half=in_half(recipe))
         if model.vision is not None:
             encoder = model.vision.encoder
             encoder.to_empty(device=ranks.device) if not ranks.leads else encoder.to(ranks.device)
             encoder.restore_buffers()
             broadcast(encoder, ranks)
     return Ready(model, found.tokenizer, learner, base, found.sampling)
-
-
-def dtype_of(recipe: Recipe) -> torch.dtype:
-    """Of what is frozen, the codec aside."""
-    return torch.bfloat16 if recipe.precision == "bf16" else torch.float32
 
 
 def base_config(recipe: Recipe) -> ModelConfig:

@@ -7,7 +7,6 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from moshivis.speech_lm.backbone import Block
 from moshivis.training.learner import Learner
+from moshivis.training.precision import in_half
+from moshivis.training.recipe import Recipe
 
 # Dense bfloat16 operations a second, from the makers' data sheets; matched against the device's name in this order.
 PEAK_FLOPS = {
@@ -72,21 +73,9 @@ def _again() -> tuple[contextlib.AbstractContextManager[None], contextlib.Abstra
     return contextlib.nullcontext(), contextlib.nullcontext()
 
 
-@contextlib.contextmanager
-def half_precision(device: torch.device) -> Iterator[None]:
-    """bf16 arithmetic; on a CPU with attention written out, which trains twice as fast as the fused kernel."""
-    if device.type != "cpu":
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-        return
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for every device, in spite of its name
-    with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def peak_flops(device: torch.device, precision: str) -> float | None:
+def peak_flops(device: torch.device, recipe: Recipe) -> float | None:
     """bfloat16 operations a second that a device can do; None if it is not known or another precision is used."""
-    if device.type != "cuda" or precision != "bf16":
+    if device.type != "cuda" or not in_half(recipe):
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)

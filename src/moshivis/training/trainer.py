@@ -25,10 +25,10 @@ from moshivis.training.features import FeatureCache
 from moshivis.training.learner import Learner, Outcome
 from moshivis.training.losses import Denominators, total
 from moshivis.training.optim import Ema, Optimiser, rate_at
+from moshivis.training.precision import half_precision, in_half
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 from moshivis.training.setup import Ready
-from moshivis.training.speed import half_precision
 
 
 class Loads(Protocol):
@@ -187,7 +187,7 @@ class Trainer:
         return outcome.text.detach(), outcome.audio.detach()
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        return half_precision(self.ranks.device) if self.recipe.precision == "bf16" else contextlib.nullcontext()
+        return half_precision(self.ranks.device) if in_half(self.recipe) else contextlib.nullcontext()
 
     def _count(self, result: StepResult, report: Follows) -> None:
         self.progress.step += 1

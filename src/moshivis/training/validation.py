@@ -29,9 +29,9 @@ from moshivis.speech_lm.tokenizer import TextTokenizer
 from moshivis.training.batch import split
 from moshivis.training.distributed import Ranks
 from moshivis.training.losses import Denominators
+from moshivis.training.precision import dtype_of
 from moshivis.training.recipe import Recipe
 from moshivis.training.report import Report
-from moshivis.training.setup import dtype_of
 from moshivis.training.trainer import Trainer
 
 ROWS_AT_ONCE = 8
