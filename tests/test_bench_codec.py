@@ -111,6 +111,9 @@ def test_agreement_counts_codes_and_compares_waveforms_of_equal_codes_only() -> 
     peer = dataclasses.replace(ours, codes=np.array([[[1, 2]], [[3, 5]]]), samples=samples)
     assert agreement(ours, ours) == {"codes": 1.0, "wave": 0.0}
     assert agreement(ours, peer) == {"codes": 0.75, "wave": 0.1}
+    first = dataclasses.replace(ours, codes=ours.codes[::-1].copy(), samples=samples[::-1].copy())
+    other = dataclasses.replace(first, codes=peer.codes[::-1].copy(), samples=ours.samples)
+    assert agreement(first, other) == {"codes": 0.75, "wave": 0.0}  # what follows another code is not compared
 
 
 @pytest.mark.parametrize(

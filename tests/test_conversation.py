@@ -17,7 +17,7 @@ import moshivis
 from moshivis.audio import read_audio
 from moshivis.errors import InputError
 from moshivis.inference.activity import reaction_samples, speech_span
-from moshivis.inference.conversation import EMBEDDED, Assistant, StepResult, load
+from moshivis.inference.conversation import EMBEDDED, Assistant, StepResult, TextPiece, load
 from moshivis.inference.duplex import Duplex, DuplexFrame
 from moshivis.inference.sampling import GREEDY
 from moshivis.inference.talk import ANSWER_PAUSE, GREETING_FRAMES, Question, talk
@@ -219,6 +219,19 @@ def test_a_question_must_hold_something(assistant: Assistant) -> None:
         Question()
     with pytest.raises(InputError, match="T > 0"):
         Question(audio=np.zeros(0, np.float32))
+    with pytest.raises(InputError, match="must be finite"):
+        Question(audio=np.array([0.0, np.nan]))
+    double = Question(audio=np.zeros(9)).audio
+    assert double is not None and double.dtype == np.float32
+
+
+def test_no_answer_is_lost_to_a_later_question_without_text(assistant: Assistant) -> None:
+    pieces: list[TextPiece] = []
+    with pytest.raises(InputError, match="'日本語' has no text that the model could read"):
+        talk(
+            moshivis.load(), None, [Question(text="What do you see?"), Question(text="日本語")], on_frame=pieces.append
+        )
+    assert not pieces
 
 
 # a whole conversation -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import moshivis
+from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.errors import InputError
 from moshivis.inference.call import Call
 from moshivis.inference.conversation import Assistant
@@ -235,12 +236,33 @@ def test_when_its_thread_dies_everybody_hears_of_it(assistant: Assistant, monkey
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("text_temperature", float("nan")), ("audio_top_k", 501), ("seed", -1), ("gate_delay", -1), ("max_frames", 0)],
+    [
+        *[("text_temperature", float("nan")), ("audio_top_k", 501), ("audio_top_k", 25.0), ("seed", -1)],
+        *[("gate_delay", -1), ("gate_delay", None), ("max_frames", 0)],
+    ],
 )
 def test_settings_out_of_range_are_named(engine: Engine, name: str, value: float) -> None:
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=f"{name} must be a {'' if name == 'text_temperature' else 'whole '}number"):
         engine.open(Listener(), sampled(engine, **{name: value}))
     assert engine.stats().active == 0
+    replace(engine.usual_settings(), audio_top_k=np.int64(3)).check()
+
+
+def test_a_picture_of_another_model_ends_its_own_call(engine: Engine) -> None:
+    other, heard = Listener(), Listener()
+    good = engine.open(other)
+    one = torch.zeros(1, 1, 1, 1)
+    engine.open(heard, image=ImageKV((one,), (one,)))
+    assert heard.ended.wait(10) and heard.reason.endswith("of a picture are of another model")
+    good.push(NOISE[0, :2].ravel())
+    other.wait(2)
+    good.close()
+    assert engine.ready
+
+
+def test_an_engine_starts_once(engine: Engine) -> None:
+    with pytest.raises(RuntimeError, match="started before"):
+        engine.start()
 
 
 # a call's queue -------------------------------------------------------------------------------------------------------

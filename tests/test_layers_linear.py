@@ -185,6 +185,13 @@ def test_what_has_left_the_cpu_is_not_held_there() -> None:
     assert not took_the_shorter_way(layer)
 
 
+def test_what_is_float32_no_more_is_not_held_as_such() -> None:
+    layer = Linear(8, 8).requires_grad_(False)
+    layer(torch.randn(2, 8))
+    layer.to(torch.bfloat16)(torch.randn(2, 8, dtype=torch.bfloat16))
+    assert not took_the_shorter_way(layer)
+
+
 def test_large_matrices_are_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moshivis.layers.linear.LARGEST", 4 * 4 * 3 - 1)
     layer = Linear(4, 3, bias=False).requires_grad_(False)

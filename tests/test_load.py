@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import moshivis
@@ -77,8 +78,26 @@ def test_a_folder_can_say_how_to_sample(tiny_folder: Path, tmp_path: Path) -> No
             load(folder)
     for wrong in ('{"text_top_k": 25.0}', '{"audio_top_k": 600}', '{"text_temperature": -1}'):
         (folder / SAMPLING).write_text(wrong)
-        with pytest.raises(CheckpointError, match=r"sampling\.json: \w+ must be a number from 0"):
+        with pytest.raises(CheckpointError, match=r"sampling\.json: \w+ must be a (whole )?number from 0"):
             load(folder)
+
+
+def test_where_bfloat16_is_emulated_pictures_are_looked_at_in_float32(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, models = Image.new("RGB", (50, 40), "red"), []
+    for able in (True, False):
+        monkeypatch.setattr("moshivis.inference.conversation.has_bfloat16", lambda kind, able=able: able)
+        models.append(load(tiny_folder, dtype=torch.bfloat16))
+        assert models[-1].emulated is not able and not load(tiny_folder).emulated
+    plain, emulating = models
+    vision = emulating.model.vision
+    assert vision is not None and {parameter.dtype for parameter in vision.parameters()} == {torch.float32}
+    seen, same = emulating.look(picture), plain.look(picture)
+    assert seen.keys[0].dtype == seen.values[0].dtype == torch.bfloat16
+    torch.testing.assert_close(seen.keys[0], same.keys[0], rtol=0.1, atol=0.1)
+    assert not seen.keys[0].equal(same.keys[0])
+    emulating.conversation(picture).step(np.zeros(1920))
 
 
 def test_a_model_without_adapters_does_not_look(

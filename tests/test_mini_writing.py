@@ -6,11 +6,14 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moshivis.errors import InputError
 from moshivis.mini import grammar
-from moshivis.mini.drawing import draw_with_boxes
+from moshivis.mini.drawing import draw_scene, draw_with_boxes
 from moshivis.mini.language import spoken_text
+from moshivis.mini.lettering import _by_hand
 from moshivis.mini.pictures import ATTRIBUTES, draw
 from moshivis.mini.questions import Query
 from moshivis.mini.scenes import Scene, SceneObject, sample_written_scene
@@ -25,9 +28,9 @@ def ask(scene: Scene, item: str | None = None) -> grammar.Turn | None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize(("text", "hand"), [("bread", False), ("7", False), ("88", False)])
-def test_a_writing_stands_in_its_row(text: str, hand: bool, row: str) -> None:
-    drawing = draw_with_boxes(Scene((), "white", Writing(text, row, hand)), random.Random(2), (240, 240))
+@pytest.mark.parametrize("text", ["bread", "7", "88"])
+def test_a_writing_stands_in_its_row(text: str, row: str) -> None:
+    drawing = draw_with_boxes(Scene((), "white", Writing(text, row)), random.Random(2), (240, 240))
     assert "".join(letter for letter, _ in drawing.letters) == text
     left, top, right, bottom = np.array([box for _, box in drawing.letters]).T
     assert (np.diff(left) > 0).all() and (right > left).all()
@@ -43,6 +46,41 @@ def test_digits_by_hand_are_drawn() -> None:
     drawing = draw_with_boxes(Scene((), "white", Writing("4", "middle", hand=True)), random.Random(0), (120, 120))
     assert drawing.letters[0][0] == "4"
     assert np.ptp(np.asarray(drawing.picture.convert("L"))) > 60
+
+
+def test_digits_by_hand_that_are_measured_are_none_that_training_draws() -> None:
+    pytest.importorskip("sklearn")
+    scene = Scene((), "white", Writing("4", "middle", hand=True))
+    seen, unseen = (
+        {_by_hand("4", (40.0, 40.0), random.Random(seed), held_out)[0].tobytes() for seed in range(400)}
+        for held_out in (False, True)
+    )
+    assert len(seen) > 100 and 10 < len(unseen) < 25 and not seen & unseen
+    drawn = [draw_scene(scene, random.Random(0), (120, 120), held_out=held_out) for held_out in (False, True)]
+    assert drawn[0] != drawn[1]
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(deadline=None, derandomize=True, max_examples=200)
+def test_a_place_that_holds_a_writing_is_not_called_empty(seed: int) -> None:
+    rng = random.Random(seed)
+    scene = sample_written_scene(rng)
+    assert scene.writing is not None
+    for family in ("shape", "colour", "size", "yes_no", "misleading"):
+        turn = grammar.ask(scene, family, rng)
+        if turn is None or not turn.facts["missing"]:
+            continue
+        place, row = turn.query.place or "", scene.writing.row or ""
+        where = next((name for name in ("top", "bottom") if place.startswith(name)), "middle")
+        assert turn.query.shape or not place or where != row, turn
+        if family == "yes_no" and not turn.query.claim:
+            assert turn.query.shape, "what is written has a colour, too"
+
+
+def test_where_a_writing_is_is_unknown_until_it_is_said() -> None:
+    for writing, known in ((None, True), (Writing("cat"), False), (CAT, True), (Writing("cat", "middle"), False)):
+        turn = grammar.answer(Query(family="shape", place="left"), Scene((STAR,), writing=writing))
+        assert (turn is not None) == known and (turn is None or "nothing" in turn.answer)
 
 
 def test_patches_know_the_letter_and_the_whole_text() -> None:

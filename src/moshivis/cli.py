@@ -101,6 +101,7 @@ def _add_talk(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, "mini")
     _add_adapters(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16")
     results = parser.add_argument_group("results")
     results.add_argument(
         "--out",

@@ -28,6 +28,10 @@ class ImageKV:
     mask: Tensor | None = None  # [B, S] bool, True = a real image token; None = all are
     present: Tensor | None = None  # [B] bool, False = this row has no image; None = all have one
 
+    def to(self, dtype: torch.dtype) -> ImageKV:
+        keys, values = (tuple(x.to(dtype) for x in side) for side in (self.keys, self.values))
+        return ImageKV(keys, values, self.mask, self.present)
+
 
 @dataclass
 class AdapterState:

@@ -183,6 +183,11 @@ class SplitQuantizer(nn.Module):
     def num_codebooks(self) -> int:
         return 1 + len(self.acoustic.levels)
 
+    def count_from(self, steps: int) -> None:
+        """Say how many steps were learnt before: a resumed training replaces dead entries when another would."""
+        for level in (*self.semantic.levels, *self.acoustic.levels):
+            level.steps_since_check = steps % DEAD_CODE_INTERVAL
+
     def encode(self, latent: Tensor, num_codebooks: int) -> Tensor:
         """[B, D, F] -> [B, num_codebooks, F]."""
         codes = self.semantic.encode(latent, 1)

@@ -14,6 +14,10 @@ from rich.markup import escape
 from moshivis.extras import need
 
 NEEDED = ("starlette", "uvicorn", "websockets", "sphn", "prometheus_client", "cryptography")
+EMULATED = (
+    "this CPU has no instructions for bfloat16: several conversations take far longer than as many one by one; "
+    "add --sessions 1, or --dtype float32, which takes twice the memory"
+)
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
@@ -61,6 +65,8 @@ def run_serve(arguments: argparse.Namespace) -> int:
             download=arguments.download,
             adapters=arguments.adapters,
         )
+        if assistant.emulated and limits.sessions > 1:
+            console.print(f"moshivis: {EMULATED}", style="yellow")
         threads = arguments.threads or assistant.threads
         hall = Hall(Engine(assistant, limits.sessions, threads=threads), limits, Metrics())
         status.update("warming up")

@@ -17,6 +17,7 @@ from rich.style import Style
 from rich.text import Text
 
 from moshivis.audio import read_audio, write_wav
+from moshivis.checkpoints.load import dtype_named
 from moshivis.errors import InputError
 from moshivis.evaluation.gates import draw_gates
 from moshivis.files import atomic_write, keep_inputs, shown
@@ -34,7 +35,13 @@ def run_talk(arguments: argparse.Namespace) -> int:
     out, gates = _outputs(arguments)
     picture, questions = _inputs(arguments)
     console = Console(stderr=arguments.json, highlight=False, soft_wrap=True, markup=False)
-    assistant = load(arguments.model, device=arguments.device, download=arguments.download, adapters=arguments.adapters)
+    assistant = load(
+        arguments.model,
+        device=arguments.device,
+        dtype=dtype_named(arguments.dtype),
+        download=arguments.download,
+        adapters=arguments.adapters,
+    )
     _prepare(assistant)
     with _progress(assistant, spoken=questions[0].audio is not None) as on_frame:
         result = talk(

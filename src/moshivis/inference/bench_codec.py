@@ -196,9 +196,12 @@ def measure(
 
 
 def agreement(ours: CodecCost, peer: CodecCost) -> dict[str, float]:
-    """Share of equal codes; largest difference between waveforms of equal codes, relative to their size."""
+    """Share of equal codes; largest difference of waveforms as long as all codes are equal, relative to their size.
+
+    From the first code that differs on, a streamed decoder remembers another past.
+    """
     equal = ours.codes == peer.codes
-    alike = equal[:, 0].all(axis=-1)
+    alike = np.logical_and.accumulate(equal[:, 0].all(axis=-1))
     difference = np.abs(ours.samples - peer.samples)[alike].max(initial=0.0)
     return {
         "codes": round(float(equal.mean()), 5),

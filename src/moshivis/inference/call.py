@@ -34,9 +34,9 @@ class CallSettings(RowSettings):
     def check(self) -> None:
         """Raises InputError naming the first value that is out of its range."""
         super().check()
-        for name, least in (("gate_delay", 0), ("max_frames", 1)):
+        for name, least, needed in (("gate_delay", 0, True), ("max_frames", 1, False)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or not least <= value < 2**31):
+            if (needed or value is not None) and (not isinstance(value, int) or not least <= value < 2**31):
                 raise InputError(f"{name} must be a whole number from {least} on, not {value!r}")
         if self.on_gap not in ("park", "silence"):
             raise InputError(f"on_gap must be park or silence, not {self.on_gap!r}")

@@ -24,7 +24,7 @@ from moshivis.audio import SAMPLE_RATE, float_samples
 from moshivis.checkpoints.adapters import load_adapters, require_adapters
 from moshivis.checkpoints.folder import SAMPLING, is_our_folder
 from moshivis.checkpoints.load import HUB, find_folder, load_model
-from moshivis.devices import usable_device
+from moshivis.devices import has_bfloat16, usable_device
 from moshivis.errors import CheckpointError, InputError
 from moshivis.inference.duplex import Duplex, DuplexState
 from moshivis.inference.rows import RowSettings
@@ -64,7 +64,16 @@ def load(
         raise CheckpointError(f"{folder} holds no tokenizer, so it cannot be talked with")
     if adapters is not None:
         load_adapters(Path(adapters), checkpoint.model)
+    if not has_bfloat16(torch.device(device).type):
+        _look_in_float32(checkpoint.model)
     return Assistant(checkpoint.model, checkpoint.tokenizer, _sampling(checkpoint.sampling, folder))
+
+
+def _look_in_float32(model: MoshiVis) -> None:
+    """Encode pictures in float32: large products, which take minutes where bfloat16 is emulated. Frames are small."""
+    if model.vision is not None and model.adapters is not None:
+        model.vision.float()
+        model.adapters.key_value.float()
 
 
 def _find(name: str, download: bool) -> Path:
@@ -138,6 +147,12 @@ class Assistant:
         return self.model.speech_lm.text_head.weight.device
 
     @property
+    def emulated(self) -> bool:
+        """Whether the model is in bfloat16 on a CPU without instructions for it: batches then take long."""
+        dtype = self.model.speech_lm.text_head.weight.dtype
+        return dtype == torch.bfloat16 and not has_bfloat16(self.device.type)
+
+    @property
     def threads(self) -> int | None:
         """Threads that a frame is fastest with: one for a small model on a CPU, where several wait for each other.
 
@@ -164,7 +179,7 @@ class Assistant:
             raise InputError(f"the model {self.config.name} has no adapters: it cannot look at a picture")
         weight = next(self.model.vision.parameters())
         tokens = self.model.vision(pixels[None].to(weight.device, weight.dtype))
-        return self.model.adapters.encode(tokens, streaming=True)
+        return self.model.adapters.encode(tokens, streaming=True).to(self.model.speech_lm.text_head.weight.dtype)
 
     def conversation(
         self, image: Picture | None = None, *, seed: int = 0, sampling: Sampling | None = None

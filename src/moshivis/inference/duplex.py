@@ -1,7 +1,7 @@
 """One full-duplex frame for a batch of conversations: user's sound in, assistant's sound and text token out.
 
 80 ms of sound -> codec.encode_step -> generation step -> codec.decode_step -> 80 ms of sound. A batch row is a
-conversation; rows start, pause and reset at any frame, and all shapes are static.
+conversation; rows start, pause and reset at any frame. After `DuplexState.read_whole_rings` all shapes are static.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Engine:
     def __init__(self, assistant: Assistant, slots: int, *, queue_frames: int = 12, threads: int | None = None):
         if slots < 1 or queue_frames < 1:
             raise ValueError("an engine needs at least one slot, and room for a frame")
-        self.assistant, self.slots, self.queue_frames, self._threads = assistant, slots, queue_frames, threads
+        self.assistant, self.slots, self.queue_frames, self.threads = assistant, slots, queue_frames, threads
         self.frame_size = assistant.frame_size
         self.sample_rate = assistant.config.codec.sample_rate
         self.period = self.frame_size / self.sample_rate  # seconds
@@ -103,21 +103,24 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._recent: deque[Tick] = deque(maxlen=RECENT_TICKS)
         self._ticks = self._missed = self._frames = self._dropped_before = 0
-        self._batch: _Batch | None = None
 
     # from any thread --------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, and return when it has warmed up over the path that conversations take."""
+        """Start the thread, and return when it has warmed up over the path that conversations take. Once: a stopped
+        engine does not start again.
+        """
+        if self._thread is not None:
+            raise RuntimeError("the engine was started before")
         started = threading.Event()
         failure: list[BaseException] = []
 
         def run() -> None:
             try:
-                if self._threads is not None:
-                    torch.set_num_threads(self._threads)
-                self._batch = _Batch(self.assistant, self.slots)
-                self._batch.warm_up()
+                if self.threads is not None:
+                    torch.set_num_threads(self.threads)
+                batch = _Batch(self.assistant, self.slots)
+                batch.warm_up()
                 self.ready = True
             except BaseException as error:
                 failure.append(error)
@@ -125,7 +128,7 @@ class Engine:
             finally:
                 started.set()
             try:
-                self._run(self._batch)
+                self._run(batch)
             except Exception as error:
                 _log.exception("the engine's thread failed")
                 self._abandon(f"error: {type(error).__name__}: {error}")
@@ -257,7 +260,11 @@ class Engine:
             if call is not None:
                 changed, image = call.take_image()
                 if changed:
-                    batch.images_put(row, image)
+                    try:
+                        batch.images_put(row, image)
+                    except Exception as error:  # of another model, or without memory for it: its own call's misfortune
+                        _log.exception("call %d: its picture cannot be shown", call.id)
+                        call.end(f"error: {type(error).__name__}: {error}")
 
     def _tick(self, batch: _Batch, due: dict[int, Call], now: float) -> None:
         frames = {row: call.take(now) for row, call in due.items()}

@@ -6,6 +6,7 @@ All tensors are made once and written in place, so that a step always runs the s
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -51,9 +52,12 @@ class RowSettings:
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not least <= value <= most or (isinstance(least, int) and not isinstance(value, int)):
-        raise InputError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}")
+    whole = isinstance(least, int)
+    kind = numbers.Integral if whole else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= most
+    if not fits:
+        what = f"a whole number from {least} to {most}" if whole else f"a number from {least:g} to {most:g}"
+        raise InputError(f"{name} must be {what}, not {value!r}")
 
 
 class RowSampling:
@@ -150,8 +154,13 @@ class ImageRows:
         )
 
     def put(self, row: int, image: ImageKV | None) -> None:
-        """Show `image`, one picture, in `row`; None removes what is there."""
+        """Show `image`, one picture, in `row`; None removes what is there.
+
+        Raises InputError for the keys and values of another model.
+        """
         assert self.kv.present is not None
+        if image is not None and not self._holds(image):
+            raise InputError("these keys and values of a picture are of another model")
         self.kv.present[row] = image is not None
         if image is None:
             return
@@ -164,3 +173,15 @@ class ImageRows:
             self.kv.mask[row] = torch.arange(self.kv.mask.shape[1], device=self.kv.mask.device) < tokens
             if image.mask is not None:
                 self.kv.mask[row, :tokens] &= image.mask[0]
+
+    def _holds(self, image: ImageKV) -> bool:
+        ours, theirs = (*self.kv.keys, *self.kv.values), (*image.keys, *image.values)
+        if len(ours) != len(theirs):
+            return False
+        for buffer, part in zip(ours, theirs, strict=True):
+            _, heads, room, dim = buffer.shape
+            tokens = part.shape[2] if part.ndim == 4 else -1
+            exact = self.kv.mask is None  # every picture has as many tokens
+            if tuple(part.shape) != (1, heads, tokens, dim) or tokens > room or (exact and tokens != room):
+                return False
+        return True

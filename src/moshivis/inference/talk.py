@@ -40,7 +40,10 @@ class Question:
         if self.audio is not None and (self.audio.ndim != 1 or not len(self.audio)):
             raise InputError(f"the sound of a question must be [T] with T > 0, not {list(self.audio.shape)}")
         if self.audio is not None:
-            float_samples(self.audio)
+            samples = float_samples(self.audio)
+            if not np.isfinite(samples).all():
+                raise InputError("the sound of a question must be finite; some of it is infinite or not a number")
+            object.__setattr__(self, "audio", samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +118,17 @@ def talk(
 
     `seconds` is how long to wait for the end of a spoken answer, from the end of its question. `on_frame` gets every
     frame as soon as it is there; of a written answer every piece, when the answer is complete.
-    Raises InputError for no questions, for spoken and written ones in one conversation, and as `Assistant.look` does.
+    Raises InputError for no questions, for spoken and written ones in one conversation, for one without text that the
+    model could read, and as `Assistant.look` does.
     """
     written = [question.text for question in questions if question.text is not None]
     if not questions:
         raise InputError("there is no question to ask; give one as sound or as text")
     if written and len(written) < len(questions):
         raise InputError("spoken and written questions cannot be mixed: they are two kinds of conversation; ask twice")
+    for text in written:  # before the first is answered
+        if not assistant.tokenizer.decode(assistant.tokenizer.encode(text)):
+            raise InputError(f"the question {text!r} has no text that the model could read")
     conversation = assistant.conversation(image, seed=seed, sampling=sampling)
     if written:
         return _write(conversation, written, on_frame)

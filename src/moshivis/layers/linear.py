@@ -22,8 +22,8 @@ class Laid:
 
     A change is another tensor, other memory, or another version of the same. What writes past the version, as a
     fused optimiser does, writes to a weight that requires gradients; that is no frozen one, and asking for it forgets
-    what was made, as does asking for one that has left the CPU. Writing through `.data` is the one way left to change
-    a weight unnoticed. Copies start empty.
+    what was made, as does asking for one that has left the CPU or is float32 no more. Writing through `.data` is the
+    one way left to change a weight unnoticed. Copies start empty.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Laid:
     ) -> tuple[Tensor, ...] | None:
         """What `make()` gives; None where x has to meet the sources as they are, or if nothing is `wanted`."""
         for source in sources:
-            if source.requires_grad or not source.is_cpu:
+            if source.requires_grad or not source.is_cpu or source.dtype != torch.float32:
                 self._held = None
                 return None
         if not wanted or not _free(x):

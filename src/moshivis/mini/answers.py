@@ -49,8 +49,7 @@ def _answer(query: Query, scene: Scene) -> Turn | None:
     if query.family == "repeat":
         return _turn(query, capitalise(f"{query.item}."), {"exact": normalise(query.item or "")})
     if query.family == "describe":
-        objects = [[getattr(thing, kind) for kind in ATTRIBUTES] for thing in scene.objects]
-        return _turn(query, description(scene), {"objects": objects})
+        return _turn(query, description(scene), {})
     if query.family == "read":
         return _answer_read(query, scene)
     if query.family == "count":
@@ -219,7 +218,14 @@ def _find(query: Query, scene: Scene) -> list[SceneObject] | None:
         if any(value is None for _, value in pairs):
             return None
         found.append(thing)
+    at_place = query.place and not query.shape
+    if not found and at_place and scene.writing and scene.writing.row in (None, _row(query.place or "")):
+        return None  # what is written is something, too
     return found
+
+
+def _row(place: str) -> str:
+    return next((row for row in ("top", "bottom") if place.startswith(row)), "middle")
 
 
 def _turn(query: Query, text: str, facts: dict[str, Any]) -> Turn:

@@ -32,7 +32,7 @@ from moshivis.mini.card import CARD
 from moshivis.mini.clips import ClipStore, build_clips, listener_plan, plan
 from moshivis.mini.codec_training import train_codec, train_voice
 from moshivis.mini.codes import encode_clips
-from moshivis.mini.language_training import Sources, train_language
+from moshivis.mini.language_training import Schedule, Sources, train_language
 from moshivis.mini.listener import FILE as LISTENER
 from moshivis.mini.listener import save_listener
 from moshivis.mini.pictures import Pictures, draw_pictures
@@ -117,7 +117,7 @@ class Build:
     def listener(self) -> Recogniser | None:
         stage, folder = self.stage("listener"), self.out / "clips" / "listener"
         if not stage.done:
-            build_clips(listener_plan(), folder, self.workers)
+            build_clips(listener_plan(self.seed), folder, self.workers)
         stores = [self.clips(), ClipStore(folder)]
         return train_recogniser(stage, stores, ("assistant",), LISTENER_WIDTH, LISTENER_STEPS)
 
@@ -150,7 +150,8 @@ class Build:
         return mini(len(self.tokenizer()))
 
     def language(self) -> Path:
-        train_language(self.stage("language"), self.config(), self.sources(), self.trainers)
+        schedule = Schedule(seed=self.seed)
+        train_language(self.stage("language"), self.config(), self.sources(), self.trainers, schedule)
         return self.out / "language" / "language.safetensors"
 
     def base(self) -> Path:

@@ -172,7 +172,7 @@ def plan(seed: int = 0) -> list[PlannedShard]:
     for number in range(max(len(described), (len(rest) + 2) // 3)):
         ordered += [*rest[3 * number : 3 * number + 3], *described[number : number + 1]]
     more = [list(_chunks(voice, _more_questions(voice, seed))) for voice in TRAINING_VOICES]
-    rare = [list(_chunks(voice, _user_clips(voice, seed + 1))) for voice in TRAINING_VOICES if voice.engine == "flite"]
+    rare = [list(_chunks(v, _user_clips(v, seed, "-rare"))) for v in TRAINING_VOICES if v.engine == "flite"]
     asked = [list(_chunks(voice, _asked_questions(voice, seed))) for voice in TRAINING_VOICES]
     ordered += [chunk for kind in (more, rare, asked) for turn in zip_longest(*kind) for chunk in turn if chunk]
     return [
@@ -207,8 +207,8 @@ def listener_plan(seed: int = 0, count: int = _NUM_LISTENER) -> list[PlannedShar
     ]
 
 
-def _user_clips(voice: Voice, seed: int) -> list[PlannedClip]:
-    rng = random.Random(f"{seed}-{voice.name}")
+def _user_clips(voice: Voice, seed: int, round_: str = "") -> list[PlannedClip]:
+    rng = random.Random(f"{seed}-{voice.name}{round_}")
     clips = _phrase_clips(rng)
     clips += _writing_clips(rng)
     clips += [_question_clip(query) for query in grammar.all_questions(rng, _NUM_QUESTIONS)]

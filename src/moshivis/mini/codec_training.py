@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,7 +52,6 @@ def train_codec(stage: Stage, config: CodecConfig, clips: ClipStore, teacher: Ca
     stage.train(total, parts, trainer.step, trainer.evaluate, evaluate_every=1000)
     evaluation = trainer.evaluate(rows=32)
     codec.cpu().eval()
-    save_file(codec.state_dict(), stage.folder / "codec.safetensors")
     stage.finish(evaluation)
     return codec
 
@@ -125,10 +123,12 @@ class _Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         quantised = step >= AUTOENCODER_STEPS
+        rng = random.Random(step)
+        torch.manual_seed(step)  # of k-means and of dead entries, else a resumed training would draw them anew
         if step == AUTOENCODER_STEPS:
             self.initialise_codebooks()
+        self.codec.quantizer.count_from(max(0, step - AUTOENCODER_STEPS))
         set_learning_rate(self.optimiser, _rate(step))
-        rng = random.Random(step)
         self.codec.train()
         wave = self.crops.batch(rng, BATCH).to(self.device)
         with quick_precision(self.device):

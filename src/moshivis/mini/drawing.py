@@ -42,12 +42,15 @@ _SHADES = {
 }
 
 
-def draw_scene(scene: Scene, rng: random.Random, size: tuple[int, int] | None = None) -> Image.Image:
+def draw_scene(
+    scene: Scene, rng: random.Random, size: tuple[int, int] | None = None, *, held_out: bool = False
+) -> Image.Image:
     """A picture of the scene, RGB; `size` is width and height in pixels (64 to 512), else they are drawn by lot.
 
+    With `held_out` a digit by hand is one that training does not draw.
     Raises InputError if a side is out of range or an object has no place.
     """
-    return draw_with_boxes(scene, rng, size).picture
+    return draw_with_boxes(scene, rng, size, held_out=held_out).picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,9 @@ class Drawing:
     letters: list[tuple[str, Box]]  # of what is written
 
 
-def draw_with_boxes(scene: Scene, rng: random.Random, size: tuple[int, int] | None = None) -> Drawing:
+def draw_with_boxes(
+    scene: Scene, rng: random.Random, size: tuple[int, int] | None = None, *, held_out: bool = False
+) -> Drawing:
     """As `draw_scene`, telling what stands where."""
     width, height = size or _random_size(rng)
     if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
@@ -80,7 +85,7 @@ def draw_with_boxes(scene: Scene, rng: random.Random, size: tuple[int, int] | No
     if scene.writing:
         taken = {scene.background, *(thing.colour for thing in scene.objects)}
         ink = _visible_shade(rng.choice([name for name in INKS if name not in taken]), ground, rng)
-        letters = write(picture, scene.writing, _bytes(ink), rng)
+        letters = write(picture, scene.writing, _bytes(ink), rng, held_out=held_out)
     if rng.random() < _JPEG_SHARE:
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=rng.randint(40, 92))

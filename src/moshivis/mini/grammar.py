@@ -122,10 +122,16 @@ def ask(scene: Scene, family: str, rng: random.Random) -> Turn | None:
         query = sample_query(family, rng, scene)
         if family == "yes_no" and not query.shape and query.colour == scene.background:
             continue  # is the ground "anything white"?
+        if family == "yes_no" and not query.shape and scene.writing and _lacks(scene, query.colour):
+            continue  # or what is written, in a colour that nobody has named
         turn = answer(query, scene)
         if turn is not None:
             return turn
     return None
+
+
+def _lacks(scene: Scene, colour: str | None) -> bool:
+    return not any(thing.colour == colour for thing in scene.objects)
 
 
 def sample_query(family: str, rng: random.Random, scene: Scene | None = None) -> Query:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moshivis.mini.answers import named_attributes
+from moshivis.mini.knowledge import CAPITALS
 from moshivis.mini.language import NUMBERS, normalise, plural, writing_phrase
 from moshivis.mini.questions import Query, Turn, kind_of
 from moshivis.mini.scenes import COLOURS, SHAPES, SIZES
@@ -139,7 +140,9 @@ def _collect(words: list[str], found: dict[str, set[str]]) -> dict[str, set[str]
 
 def _is_pronoun(words: list[str], position: int) -> bool:
     """'the blue one', 'the one on the left' name an object, 'there is one star' counts."""
-    return "the" in words[max(0, position - 3) : position]
+    named = (*COLOURS, *SIZES, *_SIDES, *_ROWS, "middle")
+    before = next((word for word in reversed(words[:position]) if word not in named), None)
+    return before == "the"
 
 
 def _judge_claims(facts: dict[str, Any], claims: Claims) -> bool:
@@ -209,7 +212,11 @@ def _judge_fact(turn: Turn, words: list[str]) -> bool:
         return set(spoken) <= asked and _judge_comparison(facts["key"], kind, words, spoken)
     if kind in ("sum", "minus"):
         of_things = {_SYNONYMS.get(word, word) for word in words} & {*SHAPES, "thing", "things", "object", "objects"}
-        return spoken[-1] == facts["key"] and set(spoken) <= asked | {facts["key"]} and not of_things
+        operands = [NUMBERS[int(number)] for number in (turn.query.item or "").split(":")[1:]]
+        repeated = not spoken[:-1] or sorted(spoken[:-1]) == sorted(operands)
+        return spoken[-1] == facts["key"] and repeated and not of_things
+    if kind == "capital" and not {country.lower() for country in CAPITALS} & set(words) <= asked:
+        return False
     if kind in ("next", "after", "before") and not _judge_order(facts["key"], kind, words, spoken):
         return False
     if kind == "opposite" and "opposite" not in words and len(words) > 3:

@@ -90,7 +90,7 @@ class Learner(nn.Module):
 
 
 def _weighted(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy over the targets' weights, normalised by the number of targets that are not padding."""
+    """Weighted cross-entropy over the sum of the weights of targets that are not padding."""
     loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="none")
     return (loss * weight.flatten()).sum() / (weight * (target != PADDING)).sum().clamp(min=1)
 

@@ -1,7 +1,7 @@
 """Paints words, numbers and hand-written digits into pictures of the miniature world.
 
 Printed texts have one of the fonts that Debian's fonts-dejavu-core and fonts-liberation bring, or Pillow's own; digits
-by hand are those of scikit-learn, 1,797 of them by 43 people.
+by hand are those of scikit-learn, 1,797 of them by 13 people, of which a tenth of each is kept out of training.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ FONTS = Path("/usr/share/fonts/truetype")
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of width and height
 _MEASURE = 100.0  # size of type at which a text is measured
 _ROTATION = 7.0  # degrees to either side
+KEPT_OUT = 10  # one of so many
 
 
 def write(
-    picture: Image.Image, writing: Writing, colour: tuple[int, int, int], rng: random.Random
+    picture: Image.Image, writing: Writing, colour: tuple[int, int, int], rng: random.Random, *, held_out: bool = False
 ) -> list[tuple[str, Box]]:
     """Paint the writing into its row; returns its letters, each with the box that it fills.
+
+    A digit by hand is one of those that training draws from, or, with `held_out`, one of the others.
 
     Raises InputError if the writing has no row, or is by hand and scikit-learn is not installed.
     """
@@ -33,7 +36,7 @@ def write(
         raise InputError(f"nobody has said where {writing.text!r} is written, so it cannot be drawn")
     width, height = picture.size
     room = (rng.uniform(0.6, 0.96) * width, rng.uniform(0.6, 0.98) * height / 3)
-    mask, ends = _by_hand(writing.text, room, rng) if writing.hand else _printed(writing.text, room, rng)
+    mask, ends = _by_hand(writing.text, room, rng, held_out) if writing.hand else _printed(writing.text, room, rng)
     left = rng.uniform(0.02 * width, max(0.02 * width, 0.98 * width - mask.width))
     middle = (ROWS.index(writing.row) + 0.5) * height / 3
     top = min(max(0.0, middle - mask.height / 2 + rng.uniform(-0.03, 0.03) * height), height - mask.height)
@@ -63,9 +66,13 @@ def _printed(text: str, room: tuple[float, float], rng: random.Random) -> tuple[
     return mask, [pad - x0 + type_.getlength(shown[: i + 1]) for i in range(len(shown))]
 
 
-def _by_hand(text: str, room: tuple[float, float], rng: random.Random) -> tuple[Image.Image, list[float]]:
+def _by_hand(
+    text: str, room: tuple[float, float], rng: random.Random, held_out: bool
+) -> tuple[Image.Image, list[float]]:
     digits, labels = _handwritten()
-    drawn = digits[rng.choice(np.flatnonzero(labels == int(text)).tolist())]
+    such = np.flatnonzero(labels == int(text))
+    kept_out = such[::KEPT_OUT]
+    drawn = digits[rng.choice((kept_out if held_out else np.setdiff1d(such, kept_out)).tolist())]
     side = max(16, round(min(room)))
     mask = Image.fromarray((drawn / 16 * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     # what was scanned at 8 x 8 is a grey cloud: make strokes of it

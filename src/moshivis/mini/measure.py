@@ -27,6 +27,7 @@ from rich.table import Table
 
 from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.checkpoints.load import Checkpoint
+from moshivis.errors import InputError
 from moshivis.evaluation.answers import Answer, ask_spoken, ask_written, image_rows
 from moshivis.evaluation.cider import cider
 from moshivis.evaluation.recogniser import Recogniser, word_error_rate
@@ -74,12 +75,18 @@ def measure(
     *,
     count: int = 300,
     seed: int = 1,
-    sampling: Sampling = SAMPLING,
+    sampling: Sampling | None = None,
 ) -> dict:
     """All figures as one plain dict; besides, a third as many scenes are described, and half as many read.
 
-    Raises InputError, at once, if a speech program or rsvg-convert is missing.
+    `sampling` None is the model's own way, if it has one. Raises InputError, at once, if a speech program or
+    rsvg-convert is missing, and for a model that lacks a tokenizer or cannot see.
     """
+    model = checkpoint.model
+    if checkpoint.tokenizer is None or model.vision is None or model.adapters is None:
+        raise InputError(f"the model {model.config.name} has no tokenizer, or cannot see: there is nothing to measure")
+    if sampling is None:
+        sampling = SAMPLING if checkpoint.sampling is None else Sampling(**checkpoint.sampling)
     for voice in (*voices.USER_VOICES, voices.HELD_OUT_VOICE):
         voices.require(voice.engine)
     painter()
@@ -88,7 +95,7 @@ def measure(
     described = fresh_cases(max(2, count // 3), seed + 1, ("describe",))
     written_on = fresh_cases(max(2, count // 2), seed + 2, ("read",))
     rng = random.Random(f"drawing {seed}")
-    drawn = {id(case): draw_scene(case.scene, rng) for case in (*cases, *described, *written_on)}
+    drawn = {id(case): draw_scene(case.scene, rng, held_out=True) for case in (*cases, *described, *written_on)}
 
     def pictures(asked: list[Case]) -> list[Image.Image]:
         return [drawn[id(case)] for case in asked]
@@ -100,12 +107,13 @@ def measure(
     result["text"]["read"] = _accuracy(written_on, asker.written(written_on, pictures(written_on)))["accuracy"]
     for name, speakers in (("spoken", voices.USER_VOICES), ("spoken_unheard_voice", (voices.HELD_OUT_VOICE,))):
         answers = asker.spoken(cases, pictures(cases), _speak(cases, speakers, rng))
-        result[name] = _accuracy(cases, answers) | _manners(answers)
-        if listener is not None:
-            result[name]["speech_word_error"] = _speech_error(listener, answers)
         told = asker.spoken(described, pictures(described), _speak(described, speakers, rng))
-        result[name]["describe"] = _descriptions(described, told, seed)
         read = asker.spoken(written_on, pictures(written_on), _speak(written_on, speakers, rng))
+        every = [*answers, *told, *read]
+        result[name] = _accuracy(cases, answers) | _manners(every)
+        if listener is not None:
+            result[name]["speech_word_error"] = _speech_error(listener, every)
+        result[name]["describe"] = _descriptions(described, told, seed)
         result[name]["read"] = _accuracy(written_on, read)["accuracy"]
         result[name]["interrupted"] = asker.interrupted(described, cases, pictures(cases), speakers, rng)
     visual = [case for case in cases if case.turn.family not in SCENELESS_FAMILIES]
@@ -161,8 +169,9 @@ class _Asker:
                 silent.append(not any(begin + STOP_FRAMES <= frame < 0 for frame, _ in answer.tokens))
                 late = [token for frame, token in answer.tokens if frame >= 0]
                 right.append(judge(case.turn, self.tokenizer.decode(late)))
-        counted = max(len(silent), 1)
-        return {"cases": len(silent), "fell_silent": sum(silent) / counted, "right": sum(right) / counted}
+        if not silent:
+            return {"cases": 0, "fell_silent": None, "right": None}
+        return {"cases": len(silent), "fell_silent": sum(silent) / len(silent), "right": sum(right) / len(right)}
 
     def _ask(self, ask: Callable[..., list[Answer]], pictures: list[Image.Image], questions: list) -> list[Answer]:
         answers: list[Answer] = []
@@ -260,9 +269,9 @@ def report(result: dict, console: Console | None = None) -> None:
     for key in ("speech_word_error", "reaction_ms_median", "prompt_reactions", "silent_or_runaway", "greeted"):
         values = [result[name].get(key) for name in names]
         table.add_row(key, *("" if value is None else f"{value:.3g}" for value in values))
-    for key in ("fell_silent", "right"):
+    for key, form in (("cases", "d"), ("fell_silent", ".0%"), ("right", ".0%")):
         values = [result[name].get("interrupted", {}).get(key) for name in names]
-        table.add_row(f"interrupted: {key}", *("" if value is None else f"{value:.0%}" for value in values))
+        table.add_row(f"interrupted: {key}", *("" if value is None else format(value, form) for value in values))
     for name, measured in result["pictures"].items():
         table.add_row(f"questions about a picture, {name}", f"{measured['accuracy']:.1%}")
     (console or Console()).print(table)

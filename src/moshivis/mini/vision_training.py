@@ -10,7 +10,6 @@ import random
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,7 +95,6 @@ def train_vision(stage: Stage, config: VisionConfig, pictures: Pictures) -> Visi
     stage.train(STEPS, parts, one_step, evaluate, evaluate_every=1000)
     measured = evaluate()
     encoder.cpu().eval()
-    save_file(encoder.state_dict(), stage.folder / "vision.safetensors")
     stage.finish(measured)
     return encoder
 

@@ -94,7 +94,8 @@ class Clerk:
         image = None
         if picture is not None:
             image = read_image(picture, max_bytes=limits.picture_bytes, max_pixels=limits.picture_pixels)
-        return assistant.conversation(image).say_text(text)
+        seen = None if image is None else self.hall.engine.look(image)  # while no other picture is being looked at
+        return assistant.conversation(seen).say_text(text)
 
 
 def read_question(body: bytes, most_characters: int) -> tuple[str, bytes | None]:

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from moshivis.adapters.gated_cross_attention import ImageKV
 from moshivis.errors import InputError, MoshivisError
 from moshivis.inference.engine import Busy, CallSettings, Engine
@@ -62,7 +64,9 @@ class Hall:
         self._sessions: dict[str, Session] = {}
         self._opening = 0  # callers who have a slot but whose picture is still being read
         self._tickets: dict[str, Ticket] = {}
-        self._lookers = ThreadPoolExecutor(LOOKERS, thread_name_prefix="moshivis-look")
+        # As many threads of the processor as a tick has: the number that another pool sets would hold here, too.
+        threads = engine.threads or torch.get_num_threads()
+        self._lookers = ThreadPoolExecutor(LOOKERS, "moshivis-look", torch.set_num_threads, (threads,))
         engine.on_tick = metrics.tick
         metrics.slots(self.slots)
 
