@@ -161,7 +161,7 @@ def _check(path: str | Path, model: MoshiVis, file: AdapterFile, low_rank: Mappi
     """All tensors that the config asks for, and no others, before anything is touched."""
     shapes = empty_model(_with(model.config, file.config, file.projection_norm)).state_dict()
     expected = {name: tensor for name, tensor in shapes.items() if name.startswith(TRAINED)}
-    for stem in {name.rpartition(".")[0] for name in low_rank}:
+    for stem in sorted({name.rpartition(".")[0] for name in low_rank}):
         matrix, down, up = shapes.get(f"{stem}.weight"), low_rank.get(stem + LORA_DOWN), low_rank.get(stem + LORA_UP)
         if matrix is not None and all(part is None or part.ndim == 2 for part in (matrix, down, up)):
             rank = down.shape[0] if down is not None else low_rank[stem + LORA_UP].shape[1]

@@ -66,7 +66,7 @@ def load(
         load_adapters(Path(adapters), checkpoint.model)
     if not has_bfloat16(torch.device(device).type):
         _look_in_float32(checkpoint.model)
-    return Assistant(checkpoint.model, checkpoint.tokenizer, _sampling(checkpoint.sampling, folder))
+    return Assistant(checkpoint.model, checkpoint.tokenizer, sampling_from(checkpoint.sampling, folder / SAMPLING))
 
 
 def _look_in_float32(model: MoshiVis) -> None:
@@ -94,17 +94,18 @@ def _find(name: str, download: bool) -> Path:
     )
 
 
-def _sampling(values: Mapping[str, Any] | None, folder: Path) -> Sampling:
+def sampling_from(values: Mapping[str, Any] | None, file: Path) -> Sampling:
+    """What a checkpoint's sampling.json says; the released way without one. Raises CheckpointError naming the file."""
     if values is None:
         return RELEASED_SAMPLING
     known = {field.name for field in dataclasses.fields(Sampling)} - {"generators"}
     if not set(values) <= known or not all(isinstance(value, int | float) for value in values.values()):
-        raise CheckpointError(f"{folder / SAMPLING} must give numbers for some of {', '.join(sorted(known))}")
+        raise CheckpointError(f"{file} must give numbers for some of {', '.join(sorted(known))}")
     sampling = Sampling(**values)
     try:
         RowSettings.usual(sampling).check()
     except InputError as error:
-        raise CheckpointError(f"{folder / SAMPLING}: {error}") from error
+        raise CheckpointError(f"{file}: {error}") from error
     return sampling
 
 

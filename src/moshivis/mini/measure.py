@@ -16,6 +16,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -31,6 +32,7 @@ from moshivis.errors import InputError
 from moshivis.evaluation.answers import Answer, ask_spoken, ask_written, image_rows
 from moshivis.evaluation.cider import cider
 from moshivis.evaluation.recogniser import Recogniser, word_error_rate
+from moshivis.inference.conversation import sampling_from
 from moshivis.inference.sampling import Sampling
 from moshivis.mini import grammar, voices
 from moshivis.mini.drawing import draw_scene
@@ -86,7 +88,8 @@ def measure(
     if checkpoint.tokenizer is None or model.vision is None or model.adapters is None:
         raise InputError(f"the model {model.config.name} has no tokenizer, or cannot see: there is nothing to measure")
     if sampling is None:
-        sampling = SAMPLING if checkpoint.sampling is None else Sampling(**checkpoint.sampling)
+        own = checkpoint.sampling
+        sampling = SAMPLING if own is None else sampling_from(own, Path("sampling.json"))
     for voice in (*voices.USER_VOICES, voices.HELD_OUT_VOICE):
         voices.require(voice.engine)
     painter()
