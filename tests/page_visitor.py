@@ -12,7 +12,7 @@ import pytest
 from moshivis.inference.conversation import Assistant
 from moshivis.serve.static import PAGE
 from page_support import open_browser, until
-from serve_support import PATIENCE, RunningServer, serving
+from serve_support import PATIENCE, RunningServer, first_in_line, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -22,13 +22,13 @@ WAIT = 90_000  # ms; machines that run tests are busy
 
 @pytest.fixture(scope="module")
 def server(mini: Assistant) -> Iterator[RunningServer]:
-    with serving(mini, page=PAGE) as running:
+    with first_in_line(), serving(mini, page=PAGE) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+    with first_in_line(), open_browser(tmp_path_factory.mktemp("browser")) as opened:
         yield opened
 
 

@@ -221,7 +221,7 @@ def test_a_question_must_hold_something(assistant: Assistant) -> None:
         Question(audio=np.zeros(0, np.float32))
     with pytest.raises(InputError, match="must be finite"):
         Question(audio=np.array([0.0, np.nan]))
-    double = Question(audio=np.zeros(9)).audio
+    double = Question(audio=np.zeros(9)).audio  # type: ignore[arg-type]
     assert double is not None and double.dtype == np.float32
 
 

@@ -245,7 +245,7 @@ def test_settings_out_of_range_are_named(engine: Engine, name: str, value: float
     with pytest.raises(InputError, match=f"{name} must be a {'' if name == 'text_temperature' else 'whole '}number"):
         engine.open(Listener(), sampled(engine, **{name: value}))
     assert engine.stats().active == 0
-    replace(engine.usual_settings(), audio_top_k=np.int64(3)).check()
+    replace(engine.usual_settings(), audio_top_k=np.int64(3)).check()  # type: ignore[arg-type]
 
 
 def test_a_picture_of_another_model_ends_its_own_call(engine: Engine) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,11 +52,10 @@ class RowSettings:
         _check("seed", self.seed, 0, 2**63 - 1)
 
 
-def _check(name: str, value: float, least: float, most: float) -> None:
+def _check(name: str, value: Any, least: float, most: float) -> None:
     whole = isinstance(least, int)
-    kind = numbers.Integral if whole else numbers.Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= most
-    if not fits:
+    is_number = not isinstance(value, bool) and isinstance(value, numbers.Integral if whole else numbers.Real)
+    if not is_number or not least <= value <= most:  # NaN is not
         what = f"a whole number from {least} to {most}" if whole else f"a number from {least:g} to {most:g}"
         raise InputError(f"{name} must be {what}, not {value!r}")
 
