@@ -81,7 +81,8 @@ def test_another_codec_does_not_matter_to_what_is_written(
     both = [{"path": str(folder), "kind": kind} for kind in ("speech", "speechless")]
     with pytest.raises(InputError, match="was made with another codec"):
         run(data__datasets=both)
-    assert run(data__datasets=both[1:], data__p_audio=0.0).exists()
+    assert run("alone", data__datasets=both[1:], data__p_audio=0.0).exists()
+    assert run("both", data__datasets=both, data__p_audio=0.0).exists()  # speech, which no batch asks for
 
 
 def test_general_dialogues_with_pictures(run: Any, packed: Path) -> None:

@@ -39,13 +39,13 @@ def load_codec(
     if is_our_folder(folder):
         file, tokenizer = folder, folder / TOKENIZER
         files = weight_files(folder)
-        read_shapes(files)  # whether `load_model` would take them
+        read_shapes(files)  # says what is wrong with them, as for `load_model`
         stored = read_tensors(files, device, _PREFIX)
         tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored}
     else:
         file = only_one(folder, ".safetensors", "Mimi file", besides=RELEASED_WEIGHTS)
         tokenizer = only_one(folder, ".model", "SentencePiece model")
-        mimi.from_released(read_shapes([file]))
+        read_shapes([file])
         tensors = mimi.from_released(dict(read_tensors([file], device)))
     with torch.device("meta"):
         codec = Mimi(config.codec)

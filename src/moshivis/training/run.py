@@ -104,15 +104,15 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
     ready = prepare(recipe, ranks)
     sources, pictured = {"base": ready.base}, True
     if sets is None:
-        used = (*recipe.data.datasets, *recipe.data.general, *recipe.validation.datasets)
-        check_made_for(ready.model, ready.tokenizer, used)
-        pictured = hold_pictures(recipe.data, recipe.kinds())
+        kinds = recipe.kinds()
+        learnt = [dataset for dataset in (*recipe.data.datasets, *recipe.data.general) if dataset.kind in kinds]
+        check_made_for(ready.model, ready.tokenizer, (*learnt, *recipe.validation.datasets))
+        pictured = hold_pictures(recipe.data, kinds)
         if recipe.train == "adapters" and not pictured:
             raise InputError(
                 "no data set that is used holds a picture, and without pictures adapters learn nothing: pack "
                 'conversations with an "image", or set train: lora'
             )
-        learnt = (*recipe.data.datasets, *recipe.data.general)
         sources |= {dataset.path: file_sha256(Path(dataset.path) / MANIFEST) for dataset in learnt}
     _check_sources(begun_with, sources, recipe, ranks)
     features = _features(recipe, ready, (*chosen, *unseen))
