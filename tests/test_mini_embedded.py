@@ -42,6 +42,8 @@ def test_new_scenes_are_answered_as_well_as_stated(embedded: Checkpoint) -> None
     result = measure(embedded, load_listener(WEIGHTS), count=36, seed=99)
     # what the README states, less the scatter of so few scenes
     assert result["text"]["accuracy"] >= 0.85
+    seven = [right for family, right in result["text"]["families"].items() if family not in ("knowledge", "small_talk")]
+    assert len(seven) == 7 and result["text"]["visual"] == pytest.approx(sum(seven) / 7)
     assert result["text"]["describe"]["relative_cider"] >= 0.8 and result["text"]["describe"]["right"] >= 0.7
     assert result["text"]["read"] >= 0.75
     assert result["spoken"]["accuracy"] >= 0.75 and result["spoken_unheard_voice"]["accuracy"] >= 0.5

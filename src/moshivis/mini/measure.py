@@ -81,6 +81,8 @@ def measure(
 ) -> dict:
     """All figures as one plain dict; besides, a third as many scenes are described, and half as many read.
 
+    `accuracy` is of all families in turn, `visual` of those that ask about the picture, which VQAv2 is like.
+
     `sampling` None is the model's own way, if it has one. Raises InputError, at once, if a speech program or
     rsvg-convert is missing, and for a model that lacks a tokenizer or cannot see.
     """
@@ -201,6 +203,7 @@ def _speak(cases: list[Case], speakers: Sequence[voices.Voice], rng: random.Rand
 
 def _accuracy(cases: list[Case], answers: list[Answer]) -> dict:
     right = [judge(case.turn, answer.text) for case, answer in zip(cases, answers, strict=True)]
+    visual = [hit for case, hit in zip(cases, right, strict=True) if case.turn.family not in SCENELESS_FAMILIES]
     families = defaultdict(list)
     for case, hit in zip(cases, right, strict=True):
         families[case.turn.family].append(hit)
@@ -211,6 +214,7 @@ def _accuracy(cases: list[Case], answers: list[Answer]) -> dict:
     ]
     return {
         "accuracy": sum(right) / len(right),
+        "visual": sum(visual) / len(visual),
         "families": {family: sum(hits) / len(hits) for family, hits in families.items()},
         "wrong": examples[:12],
     }
@@ -265,6 +269,7 @@ def report(result: dict, console: Console | None = None) -> None:
         table.add_column(heading)
     for family in result["text"]["families"]:
         table.add_row(family, *(f"{result[name]['families'][family]:.0%}" for name in names))
+    table.add_row("about the picture", *(f"{result[name]['visual']:.1%}" for name in names))
     table.add_row("all", *(f"{result[name]['accuracy']:.1%}" for name in names))
     table.add_row("read", *(f"{result[name]['read']:.0%}" for name in names))
     for key in ("relative_cider", "right"):
