@@ -39,6 +39,7 @@ export class Sound {
       await this.setSpeaker(speaker);
       await this.context.resume();
       this.connect();
+      context.onerror = () => this.loseSpeaker();
       context.onstatechange = () => context.state !== 'closed' && this.on.running(context.state === 'running');
     } catch (error) {
       this.close();
@@ -110,6 +111,14 @@ export class Sound {
       if (error.name !== 'NotFoundError') throw error;
       await this.context.setSinkId('');
     }
+  }
+
+  /** The chosen loudspeaker was unplugged, which stops all sound: go on with the system's. */
+  async loseSpeaker() {
+    if (!this.context || !this.speaker) return;
+    this.speaker = '';
+    await this.context.setSinkId('').catch(() => undefined);
+    await this.wake();
   }
 
   /** @param {boolean} muted the model then hears silence */

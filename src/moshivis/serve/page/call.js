@@ -30,7 +30,11 @@ export class Call {
     this.picture = null;
     this.muted = false;
     this.paused = false; // by the system, which has stopped the sound
-    this.missing = false; // the microphone, during a call
+    /** @type {import('./problems.js').Problem|null} */
+    this.missing = null; // what is wrong with the microphone, during a call
+    this.notice = null; // of the connection
+    this.changes = 0; // of the microphone: the last one counts
+    this.accepted = null; // the last picture that the server could use
     /** @type {State} */
     this.state = 'idle';
     document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && this.wake());
@@ -60,7 +64,8 @@ export class Call {
       running: (running) => this.flow(running),
     });
     this.sound = sound;
-    this.paused = this.missing = false;
+    this.paused = false;
+    this.missing = this.notice = null;
     sound.mute(this.muted);
     try {
       const [opus] = await Promise.all([hasOpus(), sound.open(this.settings.devices())]);
@@ -89,6 +94,7 @@ export class Call {
       ready: () => {
         this.on.begin(again);
         again = true;
+        this.accepted = first;
         this.talk();
         if (this.picture !== first) this.wire.image(this.picture); // changed while the server was looking
       },
@@ -97,12 +103,14 @@ export class Call {
       metadata: this.on.metadata,
       queued: (position, text) => {
         this.enter('queued', position);
-        this.on.problem(queueNotice(position, text));
+        this.notice = queueNotice(position, text);
+        this.complain();
       },
       lost: (attempt) => {
         this.hush();
         this.enter('lost', attempt);
-        this.on.problem(lostNotice());
+        this.notice = lostNotice();
+        this.complain();
       },
       end: (reason) => this.end(endProblem(reason)),
     });
@@ -114,8 +122,14 @@ export class Call {
     this.sound.reset();
     this.receiver = makeReceiver(this.format, (samples, rate) => this.sound?.play(samples, rate));
     this.sender = makeSender(this.format, (bytes) => this.wire.audio(bytes));
-    this.on.problem(null);
+    this.notice = null;
+    this.complain();
     this.enter('talking');
+  }
+
+  /** Say what hinders the call now, or that nothing does. */
+  complain() {
+    this.on.problem(this.paused ? pausedNotice() : (this.notice ?? this.missing));
   }
 
   /** Nothing more goes over the wire; what has arrived is played. */
@@ -145,6 +159,12 @@ export class Call {
     if (this.state === 'talking') this.wire.image(bytes);
   }
 
+  /** The server sees the last picture, or cannot use it: then the one before stays, whatever becomes of the line. */
+  looked(usable) {
+    if (usable) this.accepted = this.picture;
+    else this.picture = this.accepted;
+  }
+
   /** @param {boolean} muted */
   mute(muted) {
     this.muted = muted;
@@ -153,13 +173,18 @@ export class Call {
 
   /** Another one was chosen, or this one was unplugged. */
   async changeMicrophone() {
+    const { sound } = this;
+    const change = ++this.changes;
+    const problem = await this.change(() => sound.setMicrophone(this.settings.devices().microphone));
+    if (!sound || this.sound !== sound || change !== this.changes) return;
     const missed = this.missing;
-    this.missing = !(await this.change((sound) => sound.setMicrophone(this.settings.devices().microphone)));
-    if (missed && !this.missing) this.on.problem(null);
+    this.missing = problem && { ...problem, action: 'microphone' };
+    if (missed || problem) this.complain();
   }
 
   async changeSpeaker() {
-    await this.change((sound) => sound.setSpeaker(this.settings.devices().speaker));
+    const problem = await this.change((sound) => sound.setSpeaker(this.settings.devices().speaker));
+    if (problem) this.on.problem({ ...problem, action: undefined });
   }
 
   /** Devices came or went: one that was missed may be back. */
@@ -168,31 +193,30 @@ export class Call {
     await this.changeSpeaker();
   }
 
-  /** @param {(sound: Sound) => Promise<void>} work on the devices of a running call @returns whether it went well */
+  /** @param {(sound: Sound) => Promise<void>} work on the devices of a running call @returns what went wrong, or null */
   async change(work) {
     const { sound } = this;
     try {
       if (sound) await work(sound);
-      return true;
+      return null;
     } catch (error) {
-      if (this.sound !== sound) return true; // hung up: it no longer matters
-      this.on.problem({ ...microphoneProblem(error), action: undefined });
-      return false;
+      return this.sound === sound ? microphoneProblem(error) : null; // hung up: it no longer matters
     }
   }
 
   /** The system has stopped the sound, or lets it flow again. */
   flow(running) {
+    if (!running) this.sound?.wake(); // at every kind of stop: in the next one it may be allowed
     if (running === !this.paused) return;
     this.paused = !running;
-    this.on.problem(running ? null : pausedNotice());
-    if (!running) this.sound?.wake();
+    this.complain();
   }
 
   /** Back from another tab, the lock screen or a phone call: these take the sound, and the lock that keeps awake. */
   wake() {
     if (!this.sound) return;
     this.sound.wake();
+    if (this.missing) this.changeMicrophone();
     this.keepAwake();
   }
 

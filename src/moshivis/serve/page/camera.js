@@ -36,6 +36,7 @@ export class Camera {
       const stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, facingMode: this.facing } });
       if (opening !== this.opening) return stream.getTracks().forEach((track) => track.stop());
       this.stream = stream;
+      stream.getVideoTracks()[0].onended = () => this.lose(opening);
       this.video.srcObject = stream;
       await this.video.play();
       this.repeat();
@@ -50,6 +51,14 @@ export class Camera {
     clearInterval(this.timer);
     this.stream?.getTracks().forEach((track) => track.stop());
     this.stream = this.video.srcObject = null;
+  }
+
+  /** It was unplugged, or taken away: what it saw last is no picture of now. */
+  lose(opening) {
+    if (opening !== this.opening) return;
+    this.close();
+    this.on.film();
+    this.on.problem('The camera is gone. Choose “Camera” again when it is back.');
   }
 
   flip() {

@@ -91,7 +91,7 @@ export class Drawing {
     if (event.button || !event.isPrimary) return;
     event.preventDefault();
     this.pointer = event.pointerId;
-    this.canvas.focus();
+    this.canvas.focus({ preventScroll: true }); // the event's place is that before
     this.canvas.setPointerCapture(event.pointerId);
     this.add(this.place(event));
   }

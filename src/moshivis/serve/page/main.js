@@ -139,7 +139,9 @@ function metadata(data) {
     element('fact-unheard').textContent = time((data.dropped / curve.frameRate) * 1000);
   } else if (data.type === 'image') {
     const failed = data.status === 'error';
-    picture.say(failed ? 'The model still sees the one before' : '');
+    call.looked(!failed);
+    if (failed) picture.refuse();
+    picture.say('');
     if (failed) showProblem({ title: 'The server cannot use this picture', text: data.message });
   }
 }
@@ -199,6 +201,8 @@ function dataUri(blob) {
 const ACTIONS = {
   start: { label: 'Try again', act: () => call.running || element('call').click() },
   wake: { label: 'Go on', act: () => call.wake() },
+  microphone: { label: 'Try again', act: () => call.changeMicrophone() },
+  load: { label: 'Try again', act: load },
   token: { label: 'Enter the token', act: ({ text }) => askToken(text) },
 };
 
@@ -322,10 +326,11 @@ async function load() {
     info = await (await server.fetch('api/info')).json();
     describeModel();
     document.querySelector('.look').hidden = !info.sees;
+    picture.able = info.sees;
     if (info.sees) await picture.fill();
   } catch (error) {
     if (error.status === 401) askToken(error.message);
-    else showProblem({ title: 'The server does not answer as it should', text: error.message });
+    else showProblem({ title: 'The server does not answer as it should', text: error.message, action: 'load' });
   }
 }
 

@@ -14,6 +14,7 @@ const FIRST_SEEDS = [34, 148, 12, 124, 186, 153]; // clear scenes to begin with
  * @property {string} name for people
  * @property {'gallery'|'draw'|'camera'|'upload'} source
  * @property {boolean} [live] one of a camera's many
+ * @property {boolean} [refused] by the server
  * @property {number} [seed] of the gallery
  */
 
@@ -24,7 +25,8 @@ export class PicturePanel {
     this.onProblem = onProblem;
     /** @type {Picture|null} */
     this.current = null;
-    this.able = false; // until it is known that the model can see
+    /** @type {boolean|undefined} */
+    this.able = undefined; // until it is known whether the model can see
     this.choices = 0;
     this.message = '';
     this.shown = element('shown');
@@ -66,7 +68,8 @@ export class PicturePanel {
     });
     document.addEventListener('paste', (event) => {
       const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith('image/'));
-      if (!file) return;
+      const typed = event.target.closest?.('input') && event.clipboardData.types.includes('text/plain');
+      if (!file || typed) return; // office programs put a picture of the text beside it
       event.preventDefault();
       this.useFile(file);
     });
@@ -86,7 +89,7 @@ export class PicturePanel {
       classList.remove('dropping');
       this.useFile(dataTransfer.files[0]);
     };
-    const enter = (step) => () => classList.toggle('dropping', (depth += step) > 0 && this.able);
+    const enter = (step) => () => classList.toggle('dropping', (depth += step) > 0 && Boolean(this.able));
     addEventListener('dragenter', withFile(enter(1)));
     addEventListener('dragleave', withFile(enter(-1)));
     addEventListener('dragover', withFile(enter(0)));
@@ -117,7 +120,8 @@ export class PicturePanel {
     element('no-picture').hidden = drawing || filming || Boolean(this.current);
     element('remove').hidden = drawing || filming || !this.current;
     const drawn = !this.drawing.empty || this.current?.source === 'draw'; // perhaps all white
-    const seen = drawing ? drawn : !filming || (this.camera.live && this.current?.live);
+    const there = drawing ? drawn : !filming || (this.camera.live && this.current?.live);
+    const seen = there && !this.current?.refused;
     const unseen = this.current ? 'The model still sees the picture before' : 'The model sees no picture yet';
     tell('picture-status', this.message || (seen ? '' : unseen));
   }
@@ -141,6 +145,7 @@ export class PicturePanel {
   /** @param {Picture} picture */
   use(picture) {
     this.current = picture;
+    picture.refused = false;
     const old = this.shown.src;
     this.shown.src = URL.createObjectURL(picture.blob);
     this.shown.alt = picture.name;
@@ -148,6 +153,11 @@ export class PicturePanel {
     this.mark(picture.seed);
     this.stage();
     this.onChange(picture);
+  }
+
+  /** The server cannot use the picture. */
+  refuse() {
+    if (this.current) this.current.refused = true;
   }
 
   remove() {
@@ -174,7 +184,11 @@ export class PicturePanel {
 
   /** @param {File|undefined} file */
   async useFile(file) {
-    if (!file || !this.able) return;
+    if (!file || this.able === false) return;
+    if (!this.able) {
+      this.onProblem('The server has not told yet whether its model sees. Try again in a moment.');
+      return;
+    }
     if (!file.type.startsWith('image/')) {
       this.onProblem(`“${file.name}” is not a picture.`);
       return;
@@ -192,7 +206,6 @@ export class PicturePanel {
 
   /** Fill the gallery; its first picture is shown unless there is another. */
   async fill(seeds = FIRST_SEEDS) {
-    this.able = true;
     const pictures = await Promise.all(seeds.map(fetchScene));
     element('thumbs').replaceChildren(...pictures.map((picture) => this.thumb(picture)));
     this.mark(this.current?.seed);

@@ -4,7 +4,7 @@
  * @typedef {object} Problem
  * @property {string} title @property {string} text
  * @property {'error'|'notice'} [kind]
- * @property {'start'|'token'|'wake'} [action] that may help
+ * @property {'start'|'token'|'wake'|'microphone'|'load'} [action] that may help
  */
 
 /** @returns {Problem|null} what makes a call impossible here */

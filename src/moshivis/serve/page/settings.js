@@ -106,8 +106,10 @@ export class Settings {
     for (const [name, options] of Object.entries(await listDevices())) {
       const select = this.form.elements[name];
       const chosen = this.chosen[name];
-      select.replaceChildren(new Option('System default', ''), ...options);
-      select.value = options.some((option) => option.value === chosen) ? chosen : '';
+      const listed = !chosen || options.some((option) => option.value === chosen);
+      const absent = listed ? [] : [new Option('Chosen before, not listed now', chosen)];
+      select.replaceChildren(new Option('System default', ''), ...options, ...absent);
+      select.value = chosen;
     }
   }
 
