@@ -103,11 +103,17 @@ def test_letters_of_several_bytes_come_back(byte_tokenizer: TextTokenizer) -> No
 
 def test_plain_is_text_and_nothing_else(tiny_tokenizer: TextTokenizer) -> None:
     turns = [Turn("user", "what is the star"), Turn("assistant", "blue")]
-    sample = speechless_sample(turns, tiny_tokenizer)
+    sample = speechless_sample(turns, tiny_tokenizer, form="plain")
     asked, said = (tiny_tokenizer.encode(turn.text) for turn in turns)
     assert sample.text.tolist() == asked + said  # this vocabulary spells no bytes, so it has no newline
     assert sample.speaker.tolist() == [Speaker.USER] * len(asked) + [Speaker.ASSISTANT] * len(said)
     assert (sample.audio, sample.kind) == (None, "speechless")
+
+
+def test_without_a_newline_turns_are_marked_unless_told_otherwise(tiny_tokenizer: TextTokenizer) -> None:
+    turns = [Turn("user", "what is the star"), Turn("assistant", "blue")]
+    usual, marked = (speechless_sample(turns, tiny_tokenizer, form=form) for form in (None, "marked"))
+    assert usual.text.tolist() == marked.text.tolist() and usual.text[-1] == PADDING
 
 
 def test_a_newline_ends_every_turn_if_there_is_one(byte_tokenizer: TextTokenizer) -> None:

@@ -32,6 +32,7 @@ def test_a_line_and_its_packed_sample_look_alike(
         "seconds": 7.5,
         "skipped": 0,
         "mute": 0,
+        "lone": 0,
         "unspelt": 0,
     }
     assert "packed before" not in captured.err

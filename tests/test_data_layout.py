@@ -42,7 +42,7 @@ def test_lines_of_both_kinds() -> None:
     [
         ([], "no JSON object"),
         ({}, 'neither "path"'),
-        ({"path": "a.wav"}, "duration must be a number of seconds above 0, not None"),
+        ({"path": "a.wav", "duration": 0}, "duration must be a number of seconds above 0, not 0"),
         ({"path": "/", "duration": 1}, "path must name a recording, not '/'"),
         ({"path": "a.wav", "duration": True}, "duration"),
         ({"path": "a.wav", "duration": float("nan")}, "duration"),
@@ -125,6 +125,31 @@ def test_an_interjection_does_not_end_a_turn(tmp_path: Path) -> None:
         Turn("user", "what"),
         Turn("assistant", "and"),
     )
+
+
+def test_a_short_question_stands_before_its_answer(tmp_path: Path) -> None:
+    """Though the assistant is as quick as if it went on: nobody spoke into anything."""
+    alignments = [["red", [1.6, 1.9], "SPEAKER_MAIN"], ["seven", [2.15, 2.4], "SPEAKER_MAIN"]]
+    alignments += [["why", [1.95, 2.12], "SPEAKER_00"]]
+    turns = read_words(recording_with(tmp_path, {"alignments": alignments})).turns()
+    assert turns == (Turn("assistant", "red"), Turn("user", "why"), Turn("assistant", "seven"))
+
+
+def test_a_folder_is_read_as_its_recordings(tmp_path: Path) -> None:
+    for name in ("b.wav", "a.flac", "below/c.WAV", "notes.txt", "a.jpg", "below/c.png", "other.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    entries = [parse_line(line) for line in read_lines(tmp_path)]
+    found = [(entry.audio, entry.image) for entry in entries if isinstance(entry, Recording) and not entry.duration]
+    below = tmp_path / "below"
+    assert found == [
+        (tmp_path / "a.flac", tmp_path / "a.jpg"),
+        (tmp_path / "b.wav", None),
+        (below / "c.WAV", below / "c.png"),
+    ]
+    with pytest.raises(InputError, match=r"holds no recordings \(.wav, .flac, .ogg\)"):
+        (tmp_path / "empty").mkdir()
+        read_lines(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,23 @@ def test_all_of_a_long_recording_is_learnt_from() -> None:
     assert set(np.concatenate(whole)) == set(range(400))
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 119), max_size=5), st.integers(20, 60))
+def test_wherever_it_may_be_cut_all_is_learnt_from_and_in_no_scraps(words: list[int], longest: int) -> None:
+    text = np.full(120, PADDING, np.int32)
+    text[words] = 9
+    long = Sample(text=text, speaker=np.ones(120, np.uint8), audio=np.arange(120, dtype=np.int16)[None])
+
+    class Long(Numbered):
+        def __getitem__(self, position: int) -> Sample:
+            return long
+
+    excerpts = Excerpts(Long(), longest=longest)
+    pieces = [audio[0] for position in range(400) if (audio := excerpts[position].audio) is not None]
+    assert set(np.concatenate(pieces)) == set(range(120))
+    assert min(map(len, pieces)) >= longest - longest // 2
+
+
 def test_a_picture_is_found_in_its_data_set() -> None:
     mixed = Mixture([(Numbered(image="a"), 1), (Numbered(image="b"), 1)], "speech")
     assert mixed.picture("b") == b"b"

@@ -201,6 +201,15 @@ def test_a_damaged_file_is_skipped_and_counted(folder: Path) -> None:
         open_shards(folder, "speech", on_corrupt="skip")[0]
 
 
+def test_others_share_the_places_of_a_damaged_file(folder: Path) -> None:
+    flip(folder / "speech-00001.parquet", 0.3)
+    dataset = open_shards(folder, "speech", on_corrupt="skip", seed=0)
+    counts = np.bincount([int(dataset[position].origin) for position in range(8 * ROWS)], minlength=ROWS)
+    assert counts[110:220].sum() == 0
+    sound = np.delete(counts, slice(110, 220))
+    assert sound.min() >= 8 and sound.max() <= 30  # 12.6 on average
+
+
 def test_missing_pictures(folder: Path) -> None:
     (folder / "pictures-00000.parquet").unlink()
     with pytest.raises(ShardError, match=r"pictures-00000.parquet is damaged: it is missing"):

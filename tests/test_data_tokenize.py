@@ -367,6 +367,11 @@ def test_what_looks_like_a_mistake_is_said(
     assert main([*command[:3], str(tmp_path / "written"), *command[4:], "--kind", "speechless"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["mute"] == 1 and "In 1 recordings nobody but the user" in captured.err
+    assert json.loads(captured.out)["lone"] == 0 and "nobody but the assistant" not in captured.err
+    words.write_text(words.read_text().replace("SPEAKER_01", "SPEAKER_MAIN").replace("SPEAKER_OTHER", "SPEAKER_MAIN"))
+    assert main([*command[:3], str(tmp_path / "lone"), *command[4:], "--kind", "speechless"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["lone"] == 1 and "nobody but the assistant says" in captured.err
     alignments = json.loads((corpus.parent / "1.json").read_text())["alignments"]
     late = [[word, [1000 * start, 1000 * end], speaker] for word, (start, end), speaker in alignments]
     (corpus.parent / "1.json").write_text(json.dumps({"alignments": late}))

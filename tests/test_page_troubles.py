@@ -104,7 +104,8 @@ def test_a_chosen_device_that_is_not_there_can_be_given_up(server: RunningServer
 
 
 def test_a_server_that_did_not_tell_is_asked_again(server: RunningServer, visitor: Visitor) -> None:
-    page, failed = visitor.page, []
+    page = visitor.page
+    failed: list[str] = []
 
     def fail_once(route: Route) -> None:
         if failed:

@@ -74,6 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ASSETS / "example.wav", folder / "question.wav")
     (folder / "tests").symlink_to(ROOT / "tests")
     write_corpus(folder / "talks")
+    for recording in (folder / "talks").glob("*.wav"):
+        shutil.copy(folder / "picture.png", recording.with_suffix(".png"))
     return folder
 
 

@@ -58,7 +58,12 @@ def test_the_command_ends_with_a_line_of_json(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     made = plan(recipe(tiny_folder, packed, tmp_path / "run"), 2)
     assert last["trained"] == made.trained and last["memory"] == made.memory and last["rows"] == [2, 2]
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and last["data"] is None
+    nowhere = "data.datasets=[{path: nowhere, kind: speech}, {path: nowhere, kind: speechless}]"
+    assert main(["train", str(path), nowhere, "--dry-run"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "With the data as it is a run would stop: nowhere holds no manifest.json" in " ".join(out[:-1])
+    assert json.loads(out[-1])["data"].startswith("nowhere holds no manifest.json")
     assert main(["train", str(path), "batch.rows=6", "--dry-run", "--ranks", "2"]) == 2
     assert "choose rows" in capsys.readouterr().err
     assert main(["train", str(path), "steps=9", "--dry-run", "batch.rows=4", "--ranks", "2", "steps=8"]) == 0

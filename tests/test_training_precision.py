@@ -52,6 +52,16 @@ def test_what_this_cpu_has() -> None:
         assert not has_bfloat16("cpu")
 
 
+def test_gpus_that_emulate_it_are_not_taken_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for able in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
+        has_bfloat16.cache_clear()
+        assert has_bfloat16("cuda") == able
+    monkeypatch.undo()
+    has_bfloat16.cache_clear()
+
+
 def test_a_cpu_without_it_trains_in_float32(run: Any, cpu: Callable[[bool], None]) -> None:
     cpu(False)
     usual, exact = (losses(log_of(run(name, precision=name))) for name in ("auto", "fp32"))

@@ -22,7 +22,7 @@ from moshivis.data.layout import SPEAKER_MAIN
 from moshivis.data.part import Rules
 from moshivis.data.sample import Speaker
 from moshivis.data.shard_format import MANIFEST
-from moshivis.data.tokenize import REPORT, OnProgress, Tokenized, tokenize
+from moshivis.data.tokenize import JOB, REPORT, OnProgress, Tokenized, tokenize
 from moshivis.devices import usable_device
 from moshivis.errors import InputError
 from moshivis.files import atomic_write, keep_inputs, shown
@@ -58,7 +58,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     if source.suffix == ".parquet" and (source.parent / MANIFEST).exists():
         raise InputError(f"{source} is one file of a folder of packed samples; name the folder, {source.parent}")
     encoder = load_encoder(_folder_of(arguments.model, arguments.download), "cpu")
-    if source.is_dir():
+    if any((source / name).exists() for name in (MANIFEST, JOB)):
         inspected = inspect_shards(source, arguments.index, encoder, arguments.kind)
     else:
         inspected = inspect_line(source, arguments.index, encoder, arguments.form)
@@ -116,6 +116,7 @@ def _summary(packed: Tokenized, out: Path) -> dict[str, object]:
         "seconds": round(tally.seconds, 1),
         "skipped": manifest.skipped,
         "mute": tally.mute,
+        "lone": tally.lone,
         "unspelt": tally.unspelt,
     }
 
@@ -140,6 +141,12 @@ def _print_report(console: Console, packed: Tokenized, out: Path) -> None:
         console.print(
             f"In {tally.mute} recordings nobody but the user says a word: the assistant's words need the speaker "
             f"{SPEAKER_MAIN}",
+            style="bold",
+        )
+    if tally.lone:
+        console.print(
+            f"In {tally.lone} recordings written down nobody but the assistant says a word: they teach to talk without "
+            "being asked. The user's words need another speaker's name",
             style="bold",
         )
     if tally.unspelt:

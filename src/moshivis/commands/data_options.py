@@ -17,10 +17,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def _add_tokenize(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Pack the conversations of a .jsonl file into a folder of shards: recordings (path, duration, image) are "
-        "encoded by the codec of the model, dialogues in writing (turns, image) by its tokenizer. Interrupted by "
-        "anything, the same command goes on."
+        "encoded by the codec of the model, dialogues in writing (turns, image) by its tokenizer. Of a folder all "
+        "recordings, each with the picture of its name. Interrupted by anything, the same command goes on."
     )
-    parser.add_argument("source", metavar="SOURCE.jsonl")
+    parser.add_argument("source", metavar="SOURCE", help="a .jsonl file, or a folder of recordings")
     parser.add_argument("out", metavar="OUT", help="a folder, new or begun by the same command")
     _add_model(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
@@ -47,7 +47,7 @@ def _add_tokenize(parser: argparse.ArgumentParser) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.description = "Draw one sample (waveforms, words, codes, picture), write its sound, print its transcript."
-    parser.add_argument("source", metavar="SOURCE", help="a folder of shards, or a .jsonl file")
+    parser.add_argument("source", metavar="SOURCE", help="a folder of shards, a .jsonl file, or a folder of recordings")
     parser.add_argument("--index", metavar="I", type=int, default=0, help="which conversation, from 0 (default: 0)")
     parser.add_argument(
         "--out", metavar="DIR", default=".", help="where to write inspect-KIND-I.png and .wav (default: here)"
@@ -74,9 +74,9 @@ def _add_form(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--form",
         choices=("plain", "marked"),
-        default="plain",
-        help="of speechless samples. plain: text alone; marked: the assistant's turns begin with end-of-padding and "
-        "end with padding, as mini is trained and as talk --text writes (default: plain)",
+        help="of speechless samples. plain: text alone, a newline after each turn; marked: the assistant's turns begin "
+        "with end-of-padding and end with padding, as mini is trained and as talk --text writes (default: plain, or "
+        "marked if the vocabulary has no newline, like mini's)",
     )
 
 

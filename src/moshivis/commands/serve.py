@@ -15,7 +15,7 @@ from moshivis.extras import need
 
 NEEDED = ("starlette", "uvicorn", "websockets", "sphn", "prometheus_client", "cryptography")
 EMULATED = (
-    "this CPU has no instructions for bfloat16: several conversations take far longer than as many one by one; "
+    "this device has no instructions for bfloat16: several conversations take far longer than as many one by one; "
     "add --sessions 1, or --dtype float32, which takes twice the memory"
 )
 

@@ -63,7 +63,7 @@ def speech_sample(
     codes = encode_recording(recording.audio, encoder.codec, max(own, user))  # [2, K, T]
     frames = codes.shape[-1]
     seconds = frames / FRAME_RATE
-    if abs(seconds - recording.duration) > DURATION_SLACK:
+    if recording.duration is not None and abs(seconds - recording.duration) > DURATION_SLACK:
         raise InputError(
             f"{recording.where}: {recording.audio} lasts {seconds:.1f} s, but the line says {recording.duration:g} s; "
             "if the recording is whole, correct the line"

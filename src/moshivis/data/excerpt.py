@@ -43,6 +43,8 @@ class Excerpts:
                 begin = wanted
         else:
             begin = int(min(points[points >= last], default=last))
+            if begin - last > self.longest // 2:  # a scrap, and what lies before it would never be learnt from
+                begin = last
         return cut(sample, begin, begin + self.longest)
 
     def picture(self, key: str) -> bytes:

@@ -55,7 +55,7 @@ class Inspected:
         return turns
 
 
-def inspect_line(source: Path, index: int, encoder: Encoder, form: Form = "plain") -> Inspected:
+def inspect_line(source: Path, index: int, encoder: Encoder, form: Form | None = None) -> Inspected:
     """The conversation of line `index` (from 0, blank lines not counted). Raises InputError if it is broken."""
     lines = read_lines(source)
     if not 0 <= index < len(lines):
@@ -82,7 +82,7 @@ def _files(lines: Sequence[Line]) -> Iterator[Path]:
             yield entry.image
 
 
-def _inspect(entry: Entry, encoder: Encoder, form: Form) -> Inspected:
+def _inspect(entry: Entry, encoder: Encoder, form: Form | None) -> Inspected:
     picture = None
     if entry.image is not None:
         try:

@@ -1,4 +1,4 @@
-"""Conversations as people keep them in folders: a `.jsonl` file with a line for each.
+"""Conversations as people keep them in folders: a `.jsonl` file with a line for each, or recordings alone.
 
 A recording, in the layout of moshi-finetune: `{"path": "a.wav", "duration": 12.5, "image": "a.png"}`. Of the stereo
 file the left channel is the assistant, the right one the user. Beside it stands `a.json` with
@@ -6,7 +6,8 @@ file the left channel is the assistant, the right one the user. Beside it stands
 
 A dialogue in writing: `{"turns": [{"role": "user", "text": "What is this?"}, …], "image": "a.png"}`.
 
-`image` may be left out. Paths are relative to the folder of the `.jsonl` file.
+`image` and `duration` may be left out. Paths are relative to the folder of the `.jsonl` file. Of a folder that is given
+in place of such a file every recording is a conversation, about the picture that has its name, if there is one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from moshivis.errors import InputError
 
 SPEAKER_MAIN = "SPEAKER_MAIN"
 _PAUSE = 0.3  # seconds of silence that end a turn which the other side speaks into
+_SOUNDS = (".wav", ".flac", ".ogg")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 _NOT_IMAGE = ("images", "picture", "pictures", "img", "image_path")
 Role = Literal["user", "assistant"]
 
@@ -41,7 +44,7 @@ class Recording:
 
     where: str  # file and line that name it, for messages
     audio: Path
-    duration: float  # seconds
+    duration: float | None  # seconds; None = not said
     image: Path | None
 
 
@@ -71,7 +74,12 @@ class Line:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """All lines that are not blank, unparsed. Raises InputError if there is no such text file or no line in it."""
+    """All lines that are not blank, unparsed; of a folder, one for each recording in it and below, by name.
+
+    Raises InputError if there is no such text file or folder, or nothing in it.
+    """
+    if path.is_dir():
+        return _recordings(path)
     try:
         with path.open(encoding="utf-8") as file:
             numbered = enumerate(file, start=1)
@@ -80,6 +88,20 @@ def read_lines(path: Path) -> list[Line]:
         raise InputError(f"{path} cannot be read as a .jsonl file: {error}") from error
     if not lines:
         raise InputError(f"{path} is empty: every line should describe a conversation")
+    return lines
+
+
+def _recordings(folder: Path) -> list[Line]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SOUNDS)
+    if not found:
+        raise InputError(f"{folder} holds no recordings ({', '.join(_SOUNDS)}), nor in folders below")
+    lines = []
+    for number, path in enumerate(found, start=1):
+        fields = {"path": path.name}
+        picture = next((path.with_suffix(end) for end in _PICTURES if path.with_suffix(end).exists()), None)
+        if picture is not None:
+            fields["image"] = picture.name
+        lines.append(Line(path, number, json.dumps(fields)))
     return lines
 
 
@@ -110,9 +132,10 @@ def parse_line(line: Line) -> Entry:
         raise InputError(f'{where}: there is neither "path" (a recording) nor "turns" (a dialogue in writing)')
     if not (folder / path).name:
         raise InputError(f"{where}: path must name a recording, not {path!r}")
-    if not _is_time(duration) or duration <= 0:
+    if duration is not None and not (_is_time(duration) and duration > 0):
         raise InputError(f"{where}: duration must be a number of seconds above 0, not {duration!r}")
-    return Recording(where=where, audio=folder / path, duration=float(duration), image=picture)
+    seconds = None if duration is None else float(duration)
+    return Recording(where=where, audio=folder / path, duration=seconds, image=picture)
 
 
 def _parse_turns(turns: Any, where: str) -> tuple[Turn, ...]:
@@ -144,18 +167,22 @@ class SpokenWords:
     def turns(self) -> tuple[Turn, ...]:
         """The conversation in writing, turns in the order in which they begin.
 
-        A turn ends where the other side speaks, unless it goes on without a pause.
+        A turn ends where the other side speaks, unless it goes on without a pause and the other one spoke into it.
         """
         marked: list[tuple[Role, Word]] = [("assistant", word) for word in self.assistant]
         marked += [("user", word) for word in self.user]
         marked.sort(key=lambda pair: pair[1].start)
         turns: list[tuple[Role, list[Word]]] = []
         newest: dict[Role, list[Word]] = {}  # turn of each side
+        spoken_into = False  # the newest turn began before the other side's word had ended
         before = None
         for role, word in marked:
-            if role in newest and (role == before or word.start < newest[role][-1].end + _PAUSE):
+            goes_on = role in newest and spoken_into and word.start < newest[role][-1].end + _PAUSE
+            if role == before or goes_on:
                 newest[role].append(word)
             else:
+                others = newest.get("user" if role == "assistant" else "assistant")
+                spoken_into = others is not None and word.start < others[-1].end
                 newest[role] = [word]
                 turns.append((role, newest[role]))
             before = role

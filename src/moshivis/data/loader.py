@@ -8,6 +8,7 @@ processes read ahead changes nothing.
 from __future__ import annotations
 
 import itertools
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Loader:
                 # A forked copy of a process with threads, as torch and Arrow start them, may hang.
                 multiprocessing_context="spawn" if workers else None,
                 collate_fn=_as_it_is,
+                worker_init_fn=_leave_signals,
             )
         )
 
@@ -129,6 +131,12 @@ class _From:
 
     def __iter__(self) -> Iterator[int]:
         return itertools.count(self.start)
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C, or a batch system's SIGTERM, reaches all processes: the one that is read for ends the others."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moshivis.data.alignment import FRAME_RATE
 from moshivis.data.encode import Encoder, speech_sample
 from moshivis.data.layout import Dialogue, Entry, Line, Recording, SpokenWords, parse_line, read_words
 from moshivis.data.sample import Kind
@@ -45,10 +46,14 @@ def lines_digest(lines: Iterable[Line]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How conversations become samples. `kind` None keeps the kind of each: recordings speech, dialogues speechless."""
+    """How conversations become samples.
+
+    `kind` None keeps the kind of each: recordings speech, dialogues speechless. `form` None is what suits the
+    vocabulary (`written.usual_form`).
+    """
 
     kind: Kind | None = None
-    form: Form = "plain"
+    form: Form | None = None
     skip_broken: bool = False
 
 
@@ -71,6 +76,7 @@ class Tally:
     lost: int = 0  # pieces
     unspelt: int = 0  # words of samples, spoken or written, with signs that the vocabulary lacks
     mute: int = 0  # recordings with words, none of which is the assistant's
+    lone: int = 0  # recordings written down in which the assistant speaks, and nobody else
     broken: list[Broken] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -189,6 +195,7 @@ class _Packer:
                 words = read_words(entry)
                 if self.rules.kind == "speechless":
                     self._pack_written(Dialogue(where=entry.where, turns=words.turns(), image=None), image)
+                    self.tally.lone += bool(words.assistant) and not words.user
                 else:
                     self._pack_speech(entry, words, image)
                 self.tally.mute += bool(words.user) and not words.assistant
@@ -205,7 +212,7 @@ class _Packer:
     def _pack_speech(self, recording: Recording, words: SpokenWords, image: str | None) -> None:
         made = speech_sample(recording, words, self.encoder, image=image)
         self.writer.add(made.sample, image)
-        self.tally.seconds += recording.duration
+        self.tally.seconds += recording.duration or len(made.sample) / FRAME_RATE
         self.tally.words += made.words
         self.tally.late += made.late
         self.tally.lost += made.lost

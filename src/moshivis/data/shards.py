@@ -9,10 +9,9 @@ shows it is given away.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -84,6 +83,7 @@ class ShardDataset:
         # A part may end within a group, so groups are counted file by file.
         self._groups = [(file, group) for file in files for group in range(-(-file.rows // file.group_rows))]
         rows = [min(file.group_rows, file.rows - group * file.group_rows) for file, group in self._groups]
+        self._shares = np.array(rows) / sum(rows)
         window = max(1, min(window, WINDOW_BYTES // max(file.group_bytes for file in files)))
         self._order = EpochOrder(rows, seed, window)
         self._reader = _Reader(folder, verify, held=window)
@@ -109,7 +109,7 @@ class ShardDataset:
     def __getitem__(self, position: int) -> Sample:
         """Raises ShardError for a damaged file, with "skip" only if no sample can be read."""
         first, row = self._order[position]
-        for group in itertools.chain(range(first, len(self._groups)), range(first)):
+        for group in self._from(first, position):
             file, number = self._groups[group]
             try:
                 table = self._reader.read(file, number)
@@ -139,6 +139,13 @@ class ShardDataset:
             if self.on_corrupt == "stop":
                 raise
             raise KeyError(str(error)) from error
+
+    def _from(self, first: int, position: int) -> Iterator[int]:
+        """Group `first`, then the others in an order of the position's own: else one would stand for all of a file."""
+        yield first
+        rng, count = np.random.default_rng([position, first]), len(self._groups)
+        others = rng.choice(count, count, replace=False, p=self._shares)
+        yield from (int(group) for group in others if group != first)
 
     def _sample(self, table: pa.Table, row: int, file: ShardFile) -> Sample:
         text, image = _array(table, "text", row), table["image"][row].as_py()

@@ -1,8 +1,8 @@
-"""A `.jsonl` file of conversations packed into a folder of shards, by several processes, in any number of sittings.
+"""Conversations packed into a folder of shards, by several processes, in any number of sittings.
 
-The lines are cut into parts. A finished part stays finished: after an interruption of any kind the same call goes on
-with the parts that are missing. Only what was left out as broken is tried again by every call; a part is packed anew if
-some of it is mended. The manifest is written last.
+The lines of a `.jsonl` file, or a folder's recordings, are cut into parts. A finished part stays finished: after an
+interruption of any kind the same call goes on with the parts that are missing. Only what was left out as broken is
+tried again by every call; a part is packed anew if some of it is mended. The manifest is written last.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from moshivis.data.layout import Line, parse_line, read_lines
 from moshivis.data.part import Done, Part, Rules, Tally, complete_part, lines_digest, note_path, pack_part, read_done
 from moshivis.data.shard_format import MANIFEST, VERSION, Manifest, codec_fingerprint, tokenizer_fingerprint
 from moshivis.data.shards import check_size
+from moshivis.data.written import usual_form
 from moshivis.errors import InputError, MoshivisError, ShardError
 from moshivis.files import atomic_write, only_process
 from moshivis.processes import end_with_parent
@@ -71,10 +72,11 @@ def tokenize(
     rules = rules or Rules()
     lines = read_lines(source)
     encoder = load()
+    rules = dataclasses.replace(rules, form=rules.form or usual_form(encoder.tokenizer))
     try:
         _check_place(folder)
         with only_process(folder, f"another process is packing into {folder}; wait for it, or name another folder"):
-            _claim(folder, _describe(lines, rules, encoder, lines_a_part))
+            _claim(folder, _describe(source, lines, rules, encoder, lines_a_part))
             if (folder / MANIFEST).exists():
                 return _finished(folder)
             parts = _parts(lines, lines_a_part)
@@ -121,11 +123,11 @@ def _pack(
 # the job --------------------------------------------------------------------------------------------------------------
 
 
-def _describe(lines: list[Line], rules: Rules, encoder: Encoder, lines_a_part: int) -> dict[str, Any]:
+def _describe(source: Path, lines: list[Line], rules: Rules, encoder: Encoder, lines_a_part: int) -> dict[str, Any]:
     """What makes two calls the same job."""
     return {
         "version": VERSION,
-        "source": str(lines[0].path.absolute()),
+        "source": str(source.absolute()),
         "lines": len(lines),
         "sha256": lines_digest(lines),
         "lines_a_part": lines_a_part,

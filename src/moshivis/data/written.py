@@ -7,9 +7,9 @@ How turns are told apart is decided here and nowhere else:
 | marked | its text | end-of-padding, its text, padding |
 
 `plain` is the paper's: text and no padding tokens. The newline, one token in vocabularies that spell unknown characters
-in bytes, tells where a turn ends; a vocabulary without it has nothing between turns. `marked` is what the embedded
-model is trained with and what `moshivis talk --text` writes: the assistant can be stopped by a token that the spoken
-form has too.
+in bytes, tells where a turn ends; a vocabulary without it has nothing between turns, so `marked` is the usual form
+there. That is what the embedded model is trained with and what `moshivis talk --text` writes: the assistant can be
+stopped by a token that the spoken form has too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,24 @@ from moshivis.speech_lm.tokenizer import END_OF_PADDING, PADDING, TextTokenizer
 Form = Literal["plain", "marked"]
 
 
+def usual_form(tokenizer: TextTokenizer) -> Form:
+    """The form for dialogues in a vocabulary unless another one is asked for."""
+    return "marked" if tokenizer.of_byte(ord("\n")) is None else "plain"
+
+
 def speechless_sample(
-    turns: Iterable[Turn], tokenizer: TextTokenizer, *, form: Form = "plain", image: str | None = None, origin: str = ""
+    turns: Iterable[Turn],
+    tokenizer: TextTokenizer,
+    *,
+    form: Form | None = None,
+    image: str | None = None,
+    origin: str = "",
 ) -> Sample:
     """The sample of a dialogue. The marks of the assistant's turns are the assistant's tokens: it must learn them.
 
     Raises InputError if the vocabulary cannot spell a single word of a turn.
     """
+    form = form or usual_form(tokenizer)
     newline = tokenizer.of_byte(ord("\n"))  # which `encode` never gives: it reads a newline as a space
     tokens: list[int] = []
     speakers: list[int] = []

@@ -149,7 +149,7 @@ class Assistant:
 
     @property
     def emulated(self) -> bool:
-        """Whether the model is in bfloat16 on a CPU without instructions for it: batches then take long."""
+        """Whether the model is in bfloat16 on a device without instructions for it: batches then take long."""
         dtype = self.model.speech_lm.text_head.weight.dtype
         return dtype == torch.bfloat16 and not has_bfloat16(self.device.type)
 

@@ -31,8 +31,9 @@ from moshivis.mini.stage import Stage
 from moshivis.mini.timeline import Sample as MiniSample
 from moshivis.mini.written_dialogues import Written
 from moshivis.speech_lm.tokenizer import PADDING
+from moshivis.training.checkpoint import ADAPTERS
 from moshivis.training.recipe_file import read_recipe
-from moshivis.training.run import ADAPTERS, train
+from moshivis.training.run import train
 
 STEPS, P_CONCAT = 2000, 0.2
 HELD_OUT_PICTURES = 500

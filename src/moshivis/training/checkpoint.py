@@ -2,7 +2,8 @@
 
 A checkpoint is written under a temporary name and renamed when it is complete, so that a run killed at any moment
 finds the newest complete one. All ranks write their share; any number of ranks can read it again. These files serve
-to go on with one's own run (their index is a pickle); what is trained is handed on as safetensors.
+to go on with one's own run (their index is a pickle); beside them stand the adapters as safetensors, to be used or
+handed on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from moshivis.errors import CheckpointError
 from moshivis.files import atomic_write
 from moshivis.training.distributed import Ranks
 
-STATE = "state.json"  # beside the tensors; written last
+ADAPTERS, STATE = "adapters.safetensors", "state.json"  # beside the tensors; the latter is written last
 _NAME = re.compile(r"step-\d{8,}")
 
 
@@ -59,10 +60,17 @@ class Checkpoints:
         return max(self._complete(), default=None)
 
     def save(
-        self, tensors: Mapping[str, Tensor], progress: Progress, recipe: Mapping[str, Any], sources: Mapping[str, str]
+        self,
+        tensors: Mapping[str, Tensor],
+        progress: Progress,
+        recipe: Mapping[str, Any],
+        sources: Mapping[str, str],
+        adapters: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write one, then forget all but the newest `keep`. `sources` are fingerprints of what the run learns from.
+        """Write one, then forget all but the newest `keep`.
 
+        `sources` are fingerprints of what the run learns from; `adapters`, called on all ranks, writes what is trained
+        as one file.
         Raises CheckpointError if it cannot be written; older ones are as they were.
         """
         target = self.folder / f"step-{progress.step:08d}"
@@ -70,7 +78,7 @@ class Checkpoints:
             return  # resumed right here, nothing has been learnt since
         temporary = target.with_suffix(".tmp")
         state = {"progress": asdict(progress), "recipe": recipe, "sources": sources}
-        error = self._write(temporary, tensors, state)
+        error = self._write(temporary, tensors, state, adapters)
         if self.ranks.any(error is not None):
             if self.ranks.leads:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -97,11 +105,19 @@ class Checkpoints:
         except (Exception, CheckpointException) as error:  # the latter is no Exception; readers fail in many ways
             raise _unreadable(folder, error) from error
 
-    def _write(self, folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> str | None:
+    def _write(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        adapters: Callable[[Path], None] | None,
+    ) -> str | None:
         """What went wrong, if anything."""
         try:
             with _quiet():
                 save(dict(tensors), checkpoint_id=folder, no_dist=self.ranks.count == 1)
+            if adapters is not None:
+                adapters(folder / ADAPTERS)
             if self.ranks.leads:
                 with atomic_write(folder / STATE) as file:
                     file.write_text(json.dumps(state, indent=1) + "\n")

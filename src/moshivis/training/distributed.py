@@ -158,6 +158,16 @@ def broadcast(module: nn.Module, ranks: Ranks) -> None:
         dist.broadcast(tensor.detach(), 0)
 
 
+def gathered(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Whole copies on the CPU of rank 0; nothing on the others, which must help if the tensors are sharded."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if ranks.leads:
+            found[name] = full.to("cpu", copy=True)
+    return found
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor as one piece: all ranks must ask together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

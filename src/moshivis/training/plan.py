@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from moshivis.checkpoints.folder import empty_model
 from moshivis.config import BackboneConfig, ModelConfig
 from moshivis.devices import device_type
+from moshivis.errors import MoshivisError
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.backbone import Backbone
 from moshivis.training.flops import flops_per_token
 from moshivis.training.precision import dtype_of, in_half
 from moshivis.training.recipe import Recipe
 from moshivis.training.setup import base_config, check_base, set_up
+from moshivis.training.sources import check_pictures, held_out_sets, require_data, training_sets
 
 GIB = 2**30
 WHOLE = ("codec.", "vision.encoder.")  # what is never sharded
@@ -45,6 +47,7 @@ class Plan:
     optimiser: int  # gradients, AdamW's state and, if asked for, the average
     activations: int  # of the larger kind of part, rows as long as the recipe allows
     adapter_file: int  # size of what the run leaves
+    data: str | None  # why a run would not begin with the data as it is; None if it would
 
     @property
     def memory(self) -> int:
@@ -77,7 +80,20 @@ def plan(recipe: Recipe, ranks: int = 1) -> Plan:
         optimiser=4 * states // shared,
         activations=_activations(model, recipe, rows, shared),
         adapter_file=_model_file(model, recipe) if recipe.train == "all" else 2 * learnt,
+        data=_data_problem(recipe),
     )
+
+
+def _data_problem(recipe: Recipe) -> str | None:
+    """One sentence: a plan is made before there are data, too."""
+    try:
+        require_data(recipe.data)
+        training_sets(recipe.data, recipe.seed)
+        held_out_sets(recipe.validation.datasets, recipe.data)
+        check_pictures(recipe)
+    except MoshivisError as error:
+        return str(error)
+    return None
 
 
 def _model_file(model: MoshiVis, recipe: Recipe) -> int:
@@ -100,7 +116,10 @@ def print_plan(made: Plan, console: Console | None = None) -> None:
     table.add_row("  activations, estimated", f"{made.activations / GIB:.2f} GiB")
     table.add_row("  together", f"{made.memory / GIB:.2f} GiB")
     table.add_row("what is trained, as a file", f"{made.adapter_file / 1e6:.1f} MB")
-    (console or Console(highlight=False)).print(table)
+    console = console or Console(highlight=False)
+    console.print(table)
+    if made.data is not None:
+        console.print(f"With the data as it is a run would stop: {made.data}", style="bold", markup=False)
     print(json.dumps(dataclasses.asdict(made) | {"memory": made.memory}))
 
 

@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
 
 from moshivis.errors import InputError
 from moshivis.files import atomic_write
@@ -53,8 +61,16 @@ class Report:
         self.out.mkdir(parents=True, exist_ok=True)
         _forget_after(self.out / LOG, begin)
         self.trackers = _trackers(recipe, begin)
-        self.status = self.console.status("waiting for the first batch")
-        self.status.start()
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_interactive)
+        self.bar.add_task("waiting for the first batch", total=recipe.steps, completed=begin)
+        self.bar.start()
 
     def step(self, progress: Progress, values: Mapping[str, float]) -> None:
         if not self.leads:
@@ -64,7 +80,7 @@ class Report:
             if finite or name in SUMMED:
                 self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += finite
-        self.status.update(f"step {progress.step} of {self.recipe.steps}  loss {values['loss']:.4f}")
+        self.bar.update(self.bar.task_ids[0], completed=progress.step, description=f"loss {values['loss']:.4f}")
         if progress.step % self.recipe.report.every == 0 or progress.step == self.recipe.steps:
             line = self._line(values)
             self.log(progress, line)
@@ -99,7 +115,7 @@ class Report:
 
     def close(self) -> None:
         if self.leads:
-            self.status.stop()
+            self.bar.stop()
         self._ask_trackers(lambda tracker: tracker.close())
 
     def _ask_trackers(self, ask: Callable[[Tracker], None]) -> None:

@@ -2,7 +2,7 @@
 
 OUT/recipe.yaml         what was run
 OUT/log.jsonl           losses and speed
-OUT/checkpoints/        to go on from
+OUT/checkpoints/        to go on from, each with its adapters
 OUT/samples/            answers generated at validation
 OUT/adapters.safetensors   the result, for `moshivis talk --adapters`; with train: all OUT/model, a whole model
 """
@@ -17,9 +17,7 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from torch import Tensor
 
-from moshivis.checkpoints.adapters import save_adapters
 from moshivis.checkpoints.folder import empty_model, fill_model, save_folder
 from moshivis.data.loader import Loader
 from moshivis.data.sample import Dataset
@@ -27,22 +25,22 @@ from moshivis.data.shard_format import MANIFEST, file_sha256
 from moshivis.devices import has_bfloat16
 from moshivis.errors import CheckpointError, InputError, MoshivisError
 from moshivis.files import atomic_write, clear_interrupted, only_process
-from moshivis.training.checkpoint import Checkpoints, recipe_and_sources
-from moshivis.training.distributed import Ranks, joined, whole
+from moshivis.training.checkpoint import ADAPTERS, Checkpoints, recipe_and_sources
+from moshivis.training.distributed import Ranks, gathered, joined
 from moshivis.training.features import FeatureCache
 from moshivis.training.flops import flops_per_token
-from moshivis.training.lora import lora_scale
 from moshivis.training.precision import dtype_of
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 from moshivis.training.report import LOG, RUN_ID, Report
 from moshivis.training.setup import Ready, prepare
-from moshivis.training.sources import check_made_for, held_out_sets, hold_pictures, training_sets
+from moshivis.training.sources import check_made_for, check_pictures, held_out_sets, require_data, training_sets
 from moshivis.training.speed import peak_flops
+from moshivis.training.stopping import Stopping
 from moshivis.training.trainer import Trainer
 from moshivis.training.validation import Validation, clear_answers
 
-ADAPTERS, MODEL, RECIPE = "adapters.safetensors", "model", "recipe.yaml"
+MODEL, RECIPE = "model", "recipe.yaml"
 # What may change when a run goes on. Most of it does not change what is learnt; `steps` stretches the cosine, `on_nan`
 # and `data.on_corrupt` decide what is left out.
 FREE = (
@@ -61,8 +59,8 @@ def train(recipe: Recipe, sets: Sets | None = None, held_out: Sets | None = None
     Raises InputError, CheckpointError and MoshivisError for all that the user can mend.
     """
     recipe.check()
-    if sets is None and not recipe.data.datasets:
-        raise InputError("the recipe names no data: set data.datasets, each with a path and a kind")
+    if sets is None:
+        require_data(recipe.data)
     out = Path(recipe.out)
     with joined(recipe.device) as ranks:
         out.mkdir(parents=True, exist_ok=True)
@@ -107,12 +105,7 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
         kinds = recipe.kinds()
         learnt = [dataset for dataset in (*recipe.data.datasets, *recipe.data.general) if dataset.kind in kinds]
         check_made_for(ready.model, ready.tokenizer, (*learnt, *recipe.validation.datasets))
-        pictured = hold_pictures(recipe.data, kinds)
-        if recipe.train == "adapters" and not pictured:
-            raise InputError(
-                "no data set that is used holds a picture, and without pictures adapters learn nothing: pack "
-                'conversations with an "image", or set train: lora'
-            )
+        pictured = check_pictures(recipe)
         sources |= {dataset.path: file_sha256(Path(dataset.path) / MANIFEST) for dataset in learnt}
     _check_sources(begun_with, sources, recipe, ranks)
     features = _features(recipe, ready, (*chosen, *unseen))
@@ -137,7 +130,8 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
         if sets is None:
             _say_unused(recipe, report)
         if recipe.precision == "bf16" and not has_bfloat16(ranks.device.type):
-            report.warn("this CPU has no instructions for bfloat16; precision=fp32 is dozens of times as fast")
+            slower = {"cpu": "is dozens of times as fast"}.get(ranks.device.type, "may be faster")
+            report.warn(f"this device has no instructions for bfloat16; precision=fp32 {slower}")
         if trainer.progress.step:
             report.say(f"going on after step {trainer.progress.step}")
         validation = None
@@ -176,8 +170,10 @@ def _run(
         start_step=trainer.progress.step,
         workers=recipe.data.workers,
     )
+    stopped, stopping = False, Stopping()
     try:
-        trainer.run(loader, report, validation)
+        with stopping:
+            stopped = trainer.run(loader, report, validation, lambda: stopping.asked is not None)
     except RuntimeError as error:  # torch's, which has no class of its own for it
         if "DataLoader worker" not in str(error):
             raise
@@ -187,6 +183,9 @@ def _run(
         ) from error
     finally:
         loader.close()
+    if stopped:
+        report.say(f"stopped after step {trainer.progress.step}; the same command goes on from the newest checkpoint")
+        stopping.leave()
 
 
 def check_same_run(before: dict[str, Any], recipe: Recipe) -> None:
@@ -267,17 +266,17 @@ def _write_recipe(path: Path, recipe: Recipe) -> None:
 def _export(recipe: Recipe, trainer: Trainer, out: Path) -> Path:
     """Write what was trained, its average if the recipe has one; all ranks together."""
     ready, ranks = trainer.ready, trainer.ranks
-    with trainer.averaged():
-        trained = _gathered(trainer.trained, ranks)
-    others = ready.model.state_dict().items() if recipe.train == "all" else ()
-    frozen = _gathered({name: tensor for name, tensor in others if name not in trainer.trained}, ranks)
     target = out / (MODEL if recipe.train == "all" else ADAPTERS)
-    scale = lora_scale(recipe.lora) if recipe.train == "lora" else 0.0
     try:
-        if ranks.leads and recipe.train == "all":
-            _export_model(ready, trained | frozen, target, dtype_of(recipe))
-        elif ranks.leads:
-            save_adapters(target, ready.model.config, trained, base=ready.base, lora_scale=scale)
+        if recipe.train == "all":
+            with trainer.averaged():
+                trained = gathered(trainer.trained, ranks)
+            others = ready.model.state_dict().items()
+            frozen = gathered({name: tensor for name, tensor in others if name not in trainer.trained}, ranks)
+            if ranks.leads:
+                _export_model(ready, trained | frozen, target, dtype_of(recipe))
+        else:
+            trainer.write_adapters(target)
     except OSError as error:
         raise CheckpointError(
             f"{target} could not be written: {error}. Make room, then run the same command again: it goes on from the "
@@ -287,17 +286,7 @@ def _export(recipe: Recipe, trainer: Trainer, out: Path) -> Path:
     return target
 
 
-def _gathered(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """Whole copies on the CPU of rank 0; nothing on the others, which must help if the tensors are sharded."""
-    gathered = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor.detach())
-        if ranks.leads:
-            gathered[name] = full.to("cpu", copy=True)
-    return gathered
-
-
-def _export_model(ready: Ready, tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+def _export_model(ready: Ready, tensors: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
     """The whole model, in place of an older one."""
     model = empty_model(ready.model.config)
     fill_model(model, {name: tensors[name] for name in model.state_dict()}, dtype)

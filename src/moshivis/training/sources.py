@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from moshivis.data.concat import Concatenated
@@ -14,7 +14,13 @@ from moshivis.data.shards import ShardDataset, open_shards
 from moshivis.errors import InputError
 from moshivis.model import MoshiVis
 from moshivis.speech_lm.tokenizer import TextTokenizer
-from moshivis.training.recipe import DataRecipe, DatasetRecipe
+from moshivis.training.recipe import DataRecipe, DatasetRecipe, Recipe
+
+
+def require_data(recipe: DataRecipe) -> None:
+    """Raises InputError if the recipe names no data."""
+    if not recipe.datasets:
+        raise InputError("the recipe names no data: set data.datasets, each with a path and a kind")
 
 
 def training_sets(recipe: DataRecipe, seed: int) -> tuple[Dataset | None, Dataset | None]:
@@ -57,9 +63,20 @@ def check_made_for(model: MoshiVis, tokenizer: TextTokenizer | None, datasets: S
                 )
 
 
-def hold_pictures(recipe: DataRecipe, kinds: Collection[Kind]) -> bool:
-    """Whether a conversation of these kinds has a picture."""
-    return any(shards.pictured for kind in sorted(kinds) for shards, _ in _opened(recipe.datasets, kind, None, recipe))
+def check_pictures(recipe: Recipe) -> bool:
+    """Whether a conversation of the kinds in use has a picture.
+
+    Raises InputError if none has and adapters are all that is trained.
+    """
+    data = recipe.data
+    opened = [shards for kind in sorted(recipe.kinds()) for shards, _ in _opened(data.datasets, kind, None, data)]
+    pictured = any(shards.pictured for shards in opened)
+    if recipe.train == "adapters" and not pictured:
+        raise InputError(
+            "no data set that is used holds a picture, and without pictures adapters learn nothing: pack "
+            'conversations with an "image", or set train: lora'
+        )
+    return pictured
 
 
 def _training_set(recipe: DataRecipe, kind: Kind, seed: int) -> Dataset | None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
@@ -14,21 +15,26 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from moshivis.checkpoints.adapters import save_adapters
 from moshivis.data.loader import Batch
 from moshivis.data.sample import Sample
 from moshivis.errors import MoshivisError
 from moshivis.model import TRAINED
 from moshivis.training.batch import Part, collate, split
 from moshivis.training.checkpoint import Checkpoints, Progress
-from moshivis.training.distributed import Ranks, sum_gradients
+from moshivis.training.distributed import Ranks, gathered, sum_gradients
 from moshivis.training.features import FeatureCache
 from moshivis.training.learner import Learner, Outcome
+from moshivis.training.lora import lora_scale
 from moshivis.training.losses import Denominators, total
 from moshivis.training.optim import Ema, Optimiser, rate_at
 from moshivis.training.precision import half_precision, in_half
 from moshivis.training.recipe import Recipe
 from moshivis.training.recipe_file import recipe_to_dict
 from moshivis.training.setup import Ready
+
+UNLEARNT = 20  # steps in a row without finite numbers: no accident, the weights themselves are spoiled
+_ANEW = "or begin in another out with a lower optimiser.rate"
 
 
 class Loads(Protocol):
@@ -88,6 +94,7 @@ class Trainer:
         self.progress = Progress()
         self.sharded = recipe.parallel == "fsdp" and ranks.count > 1
         self.looked = 0.0  # seconds in which pictures were read and encoded
+        self.unlearnt = 0  # steps since one had finite numbers
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one."""
@@ -103,8 +110,16 @@ class Trainer:
             state |= {f"ema.{name}": tensor for name, tensor in self.ema.average.items()}
         return state
 
-    def run(self, loader: Loads, report: Follows, validate: Callable[[int], None] | None = None) -> None:
-        """Train to the last step. `validate(step)` is called as often as the recipe says.
+    def run(
+        self,
+        loader: Loads,
+        report: Follows,
+        validate: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train to the last step, or until `stop` on any rank, and whether it came to that: then all is saved.
+
+        `validate(step)` is called as often as the recipe says.
 
         Raises InputError for data that cannot be used, MoshivisError for numbers that are not finite, CheckpointError
         if a checkpoint cannot be written; the last two unless the recipe says to go on.
@@ -114,7 +129,10 @@ class Trainer:
             begun, waited, skipped = time.perf_counter(), loader.waited + self.looked, loader.skipped
             rate = rate_at(self.progress.step, recipe.steps, recipe.optimiser)
             result = self.step(next(loader), rate)
-            self.progress.lost += int(self.ranks.sum(torch.tensor(float(loader.skipped - skipped))))
+            lost, stopped = self.ranks.sum(
+                torch.tensor([loader.skipped - skipped, stop()], dtype=torch.float64)
+            ).tolist()
+            self.progress.lost += int(lost)
             self._count(result, report)
             seconds = time.perf_counter() - begun
             report.step(self.progress, self._values(result, rate, seconds, loader.waited + self.looked - waited))
@@ -122,8 +140,13 @@ class Trainer:
             if validate is not None and done % recipe.validation.every == 0:
                 with self.averaged():
                     validate(done)
-            if done % recipe.checkpoint.every == 0 or done == recipe.steps:
+            # After a step without finite numbers it is not known what the weights are worth, and those of before stay.
+            due = done % recipe.checkpoint.every == 0 or stopped
+            if done == recipe.steps or (due and not self.unlearnt):
                 self._save(report)
+            if stopped and done < recipe.steps:
+                return True
+        return False
 
     def step(self, batch: Batch, rate: float) -> StepResult:
         """Learn from this rank's share of one batch. Nothing is learnt if the numbers are not finite."""
@@ -180,6 +203,14 @@ class Trainer:
         if isinstance(self.learner, FSDPModule):
             self.learner.reshard()  # else the next step would learn with what was gathered from the averages
 
+    def write_adapters(self, path: Path) -> None:
+        """What is trained, its average if the recipe has one, for `--adapters`; all ranks together."""
+        with self.averaged():
+            trained = gathered(self.trained, self.ranks)
+        if self.ranks.leads:
+            scale = lora_scale(self.recipe.lora) if self.recipe.train == "lora" else 0.0
+            save_adapters(path, self.ready.model.config, trained, base=self.ready.base, lora_scale=scale)
+
     def _learn(self, part: Part, denominators: Denominators) -> tuple[Tensor, Tensor]:
         outcome = self.forward(part)
         loss = total(outcome.text, outcome.audio, denominators, self.recipe.loss)
@@ -191,21 +222,29 @@ class Trainer:
 
     def _count(self, result: StepResult, report: Follows) -> None:
         self.progress.step += 1
+        self.unlearnt = 0 if result.finite else self.unlearnt + 1
         if result.finite:
             return
         step = self.progress.step
         what = f"step {step}: the loss is {result.loss}, the norm of its gradient {result.norm}"
         if self.recipe.on_nan == "stop":
             raise MoshivisError(
-                f"{what}; the run stops, its newest checkpoint is as it was. Lower optimiser.rate, look at the data, "
-                "or leave such steps out with on_nan=skip"
+                f"{what}; the run stops, its newest checkpoint is as it was. Look at the data, leave such steps out "
+                f"with on_nan=skip, {_ANEW}"
             )
         self.progress.skipped += 1
+        if self.unlearnt == UNLEARNT:
+            raise MoshivisError(
+                f"{what}, as in the {UNLEARNT - 1} steps before: the weights themselves are spoiled, so the run stops. "
+                "Its newest checkpoint is older; if it is the same from there, remove it to go on from the one before, "
+                f"{_ANEW}"
+            )
         report.warn(f"{what}; nothing is learnt from it ({self.progress.skipped} such steps so far)")
 
     def _save(self, report: Follows) -> None:
         try:
-            self.checkpoints.save(self.tensors(), self.progress, recipe_to_dict(self.recipe), self.sources)
+            adapters = None if self.recipe.train == "all" else self.write_adapters
+            self.checkpoints.save(self.tensors(), self.progress, recipe_to_dict(self.recipe), self.sources, adapters)
         except MoshivisError as error:
             if self.recipe.checkpoint.on_error == "stop":
                 raise
