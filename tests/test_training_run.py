@@ -172,7 +172,8 @@ def test_another_recipe_does_not_go_on_with_a_run(tiny_folder: Path, packed: Pat
     train(recipe(tiny_folder, packed, out, {"steps": 2}), quiet=True)
     with pytest.raises(InputError, match=r"begun by another recipe \(optimiser.rate: 0.01 became 0.02\)"):
         train(recipe(tiny_folder, packed, out, {"steps": 2, "optimiser.rate": 0.02}), quiet=True)
-    free = {"steps": 4, "batch.accumulation": 2, "activation_checkpointing": True}  # nothing that is learnt
+    shape = {"batch.accumulation": 2, "data.bucket": 4, "activation_checkpointing": True}  # nothing that is learnt
+    free = {"steps": 4, **shape}
     train(recipe(tiny_folder, packed, out, free), quiet=True)
     assert [line["step"] for line in log_of(out)] == [1, 2, 3, 4]
     with pytest.raises(InputError, match="has done 4 steps, more than steps=3"):

@@ -1,12 +1,12 @@
 """`moshivis bench train`: what a training step costs, beside the straightforward way to do the same.
 
 Both contenders train fresh adapters of one base on the same packed shards of random samples. Ours has the encoder's
-outputs cached, pads to the next bucket, computes in bfloat16 where the device has it and, on a GPU, reads ahead in
-other processes; the baseline encodes the pictures of every batch, pads every row to the batch's longest, computes in
-float32, and reads when it needs something. Ours takes its rows in two parts, the shorter and the longer ones, of which
-one is in memory at a time; the baseline takes them at once. Each runs in a process of its own, as memory is told by
-process; they take turns of a few steps, so that whatever else the machine does hits both alike. Pictures have been seen
-before when counting begins, as from the second epoch on.
+outputs cached, computes in bfloat16 where the device has it and, on a GPU, reads ahead in other processes; as the
+preset `mini` it pads to the next bucket, and takes its rows in two parts, the shorter and the longer ones, of which one
+is in memory at a time. The baseline encodes the pictures of every batch, takes all rows at once, padded to the longest,
+computes in float32, and reads when it needs something. Each runs in a process of its own, as memory is told by process;
+they take turns of a few steps, so that whatever else the machine does hits both alike. Pictures have been seen before
+when counting begins, as from the second epoch on.
 
 Output: a table for people, then one line of JSON.
 """

@@ -45,7 +45,8 @@ MODEL, RECIPE = "model", "recipe.yaml"
 # and `data.on_corrupt` decide what is left out.
 FREE = (
     *("out", "steps", "download", "checkpoint", "validation", "report", "features", "device", "parallel", "on_nan"),
-    *("compile", "activation_checkpointing", "data.workers", "data.verify", "data.on_corrupt", "batch.accumulation"),
+    *("compile", "activation_checkpointing", "data.workers", "data.verify", "data.on_corrupt", "data.bucket"),
+    "batch.accumulation",
 )
 
 Sets = tuple[Dataset | None, Dataset | None]  # speech, speechless
