@@ -171,6 +171,14 @@ def test_a_server_that_stops(mini: Assistant, tmp_path: Path) -> None:
     assert out.exists()
 
 
+def test_a_path_that_the_server_does_not_have(
+    running_server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", f"{running_server.url}/voice", *QUESTION]) == 2
+    error = capsys.readouterr().err
+    assert "does not know /voice/api/chat: " in error and "conversations are at /api/chat" in error
+
+
 # without one ----------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +265,7 @@ def test_other_servers_of_the_protocol(capsys: pytest.CaptureFixture[str]) -> No
 
     def script(connection: ServerConnection) -> None:
         connection.send(b"\0")
+        connection.send(b"\x04" + b"[" * 100_000)
         for data in (b"\x63?", b"", b"\x04not json", b"\x02 Hello\x1b[31m", b"\x07", b"\x07\x63 you", b"\x01junk"):
             connection.send(data)
         connection.send("a text frame")

@@ -180,7 +180,7 @@ def test_a_finished_folder_is_left_alone(corpus: Path, tiny_folder: Path, tmp_pa
     assert pack(corpus, tmp_path / "out", tiny_folder) == again
     assert sorted(path.name for path in (tmp_path / "out").glob(".*")) == [".cache", ".gitattributes"]
     with pytest.raises(InputError, match=r"was begun otherwise \(different: rules\)"):
-        pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(form="marked"))
+        pack(corpus, tmp_path / "out", tiny_folder, rules=Rules(form="plain"))
     corpus.write_text(corpus.read_text() + "\n" + corpus.read_text().splitlines()[0])
     with pytest.raises(InputError, match="different: lines, sha256"):
         pack(corpus, tmp_path / "out", tiny_folder)

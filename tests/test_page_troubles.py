@@ -85,7 +85,7 @@ def test_a_loudspeaker_that_is_unplugged_is_replaced(server: RunningServer, visi
     page.select_option("#speaker", device)
     until(page, "id => moshivis.call.sound.context.sinkId === id", device)
     page.evaluate("moshivis.call.sound.context.dispatchEvent(new Event('error'))")  # what a browser says then
-    until(page, "moshivis.call.sound.context.sinkId === ''")
+    until(page, "moshivis.call.sound.context.sinkId === '' && moshivis.call.sound.context.state === 'running'")
     page.evaluate("navigator.mediaDevices.dispatchEvent(new Event('devicechange'))")  # it is plugged in again
     until(page, "id => moshivis.call.sound.context.sinkId === id", device)
     page.click("#settings footer .strong")

@@ -82,6 +82,19 @@ def test_a_question_that_is_not_json(running_server: RunningServer, body: bytes)
     assert answer.status == 400 and answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    "body, sentence",
+    [
+        (b'{"text": "x", "image": [' + b"[]," * 3_000_000 + b"[]]}", "more than 20000 values"),
+        ('{"text": "What do you see?"}'.encode("utf-16"), "must be JSON in UTF-8"),
+    ],
+    ids=["values", "utf-16"],
+)
+def test_a_question_is_not_unfolded_for_long(running_server: RunningServer, body: bytes, sentence: str) -> None:
+    answer = running_server.request("POST", "/api/ask", body)
+    assert answer.status == 400 and sentence in answer.json()["error"]
+
+
 def test_half_a_surrogate_pair_is_read_as_something(running_server: RunningServer) -> None:
     answer = running_server.request("POST", "/api/ask", b'{"text": "\\ud83e what do you see?"}')
     assert answer.status == 200

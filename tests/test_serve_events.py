@@ -110,6 +110,10 @@ def test_settings_change_what_they_name() -> None:
     assert refused(read_settings, Fields({"seed": 10**400}), SETTINGS).code == "invalid_value"
     assert refused(read_settings, Fields({"gate_delay": True}), SETTINGS).code == "invalid_value"
     assert refused(read_settings, Fields({"sead": 1}), SETTINGS).code == "unknown_parameter"
+    for wrong in ("x" * 3_000_000, "🦄" * 3_000_000, "\0" * 128, "'\"" * 64):
+        for name in ("seed", "on_gap"):
+            error = refused(read_settings, Fields({name: wrong}, "session.moshivis"), SETTINGS)
+            assert len(str(error)) < 400 and error.param == f"session.moshivis.{name}"
 
 
 def test_fields_name_what_is_wrong() -> None:

@@ -127,6 +127,22 @@ def test_muted_sound_is_silence_to_the_model(running_server: RunningServer) -> N
     assert heard[0] == heard[1]
 
 
+def test_muting_acts_on_the_sound_that_comes_meanwhile(running_server: RunningServer) -> None:
+    """However much of what came before, or meanwhile, still waits to be heard."""
+    part = spoken(question(), 20)
+    with live(running_server, moshivis=LOCKSTEP) as client:
+        append(client, part)
+        client.ask("session.input_audio.muted", "session.input_audio.mute")
+        hear(client, 5)
+        append(client, part)
+        client.ask("session.input_audio.unmuted", "session.input_audio.unmute")
+        append(client, part)
+        hear(client, 60 - len(client.of_type(SOUND)))
+        heard = decoded(client.of_type(SOUND))
+    expected, _ = directly(running_server, np.concatenate([part, np.zeros_like(part), part]), None)
+    assert heard == expected
+
+
 def test_pictures_come_and_go(running_server: RunningServer) -> None:
     def gates(client: JsonClient, samples: NDArray[np.int16]) -> list[float]:
         """Of the words that the assistant says to so many frames."""

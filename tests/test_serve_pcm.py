@@ -77,6 +77,16 @@ def test_what_is_written_can_be_read(format: AudioFormat, error: float) -> None:
     assert np.abs(heard - samples)[middle].max() < error
 
 
+@pytest.mark.parametrize(("format", "silence"), [(PCM, 0), (PCM_16K, 0), (PCMU, 0xFF)])
+def test_muted_sound_is_silence_and_no_other_is(format: AudioFormat, silence: int) -> None:
+    """Not even what a resampler still holds back."""
+    before, meanwhile, after = (np.random.default_rng(seed).bytes(4000) for seed in range(3))
+    reader, silent = PcmReader(format), PcmReader(format)
+    heard = [reader.read(before), reader.read(meanwhile, muted=True), reader.read(after), reader.finish()]
+    expected = silent.read(before + bytes([silence] * 4000) + after), silent.finish()
+    assert np.array_equal(np.concatenate(heard), np.concatenate(expected))
+
+
 def test_a_reader_goes_on_after_its_stream_has_ended() -> None:
     reader = PcmReader(PCM_16K)
     data = PcmWriter(PCM_16K).write(tone(0.5))

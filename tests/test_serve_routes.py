@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 import moshivis
 from chat_client import Client
+from moshivis.errors import InputError
 from moshivis.inference.conversation import Assistant
 from moshivis.inference.engine import Busy, Engine
 from moshivis.serve.app import create_app
@@ -103,6 +105,17 @@ def test_errors_are_json_and_paths_that_are_not_there_404(running_server: Runnin
     stranger = running_server.request("POST", "/api/info", headers={"Origin": "https://elsewhere.example"})
     assert stranger.status == 403 and "--origin https://elsewhere.example" in stranger.json()["error"]
     assert running_server.request("GET", "/api/ask").status == 405
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/api/ask", "/", "/api/chat/"])
+def test_sockets_at_paths_that_are_not_there_get_404_too(
+    running_server: RunningServer, paged: RunningServer, path: str
+) -> None:
+    for server in (running_server, paged):
+        with pytest.raises(InvalidStatus) as refusal:
+            connect(server.ws + path, open_timeout=60)
+        response = refusal.value.response
+        assert response.status_code == 404 and "conversations are at /api/chat" in json.loads(response.body)["error"]
 
 
 # scenes ---------------------------------------------------------------------------------------------------------------
@@ -199,6 +212,28 @@ def test_a_place_waits_for_a_page_that_nobody_looks_at(mini: Assistant, monkeypa
     assert hall.position(never_asked.token) is None and hall.position(asked.token) is not None
     now += 91
     assert hall.position(asked.token) is None
+
+
+def test_a_try_that_fails_costs_no_place_in_the_queue(mini: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("moshivis.serve.hall.time", SimpleNamespace(monotonic=lambda: now))
+
+    def full(*arguments: object) -> None:
+        nonlocal now
+        now += 1000  # longer than a ticket is kept that nobody asks for
+        raise Busy("all places are taken")
+
+    with serving(mini, sessions=1) as server:
+        hall = server.hall
+        first, second = server.call(hall.ticket).token, server.call(hall.ticket).token
+        with pytest.raises(InputError, match="is not a picture"):
+            server.run(hall.session(kind="chat", image=b"junk", ticket=first))
+        assert server.call(lambda: [hall.position(first), hall.position(second)]) == [0, 1]
+        monkeypatch.setattr(hall.engine, "open", full)
+        with pytest.raises(Busy, match="all places are taken"):
+            server.run(hall.session(kind="chat", ticket=first))
+        assert server.call(lambda: [hall.position(first), hall.position(second)]) == [0, None]
+        assert hall.active == 0 and "moshivis_queue_length 1.0" in server.get("/metrics").body.decode()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import ssl
 import stat
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
@@ -58,6 +59,24 @@ def test_a_self_signed_certificate_is_made_once_and_trusted_by_who_has_it(tmp_pa
     assert self_signed(tmp_path / "new", "voice.example") == made
     assert (made.cert.read_bytes(), made.key.read_bytes()) == before
     assert given(made.cert, made.key) == made
+
+
+def test_names_are_written_as_certificates_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Büro")
+    made = self_signed(tmp_path, "bücher.example")
+    for name in ("bücher.example", "xn--bcher-kva.example", "büro"):
+        shake_hands(made, name)
+    before = made.cert.read_bytes()
+    assert self_signed(tmp_path, "Bücher.example") == made and made.cert.read_bytes() == before
+
+
+def test_names_that_no_certificate_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "x" * 64)  # longer than a part of a name may be
+    for host in ("localhost", "0.0.0.0"):
+        shake_hands(self_signed(tmp_path, host), "localhost")
+    for host in ("x" * 64, "ü" * 64, "a..b"):
+        with pytest.raises(InputError, match="a certificate cannot name the host"):
+            self_signed(tmp_path, host)
 
 
 def _refused(certificate: Certificate, name: str) -> None:
@@ -200,3 +219,25 @@ def test_the_address_to_open() -> None:
     assert "0.0.0.0" not in url("0.0.0.0", 8998, tls=False)
     assert all(map(is_local, ("localhost", "127.0.0.1", "127.3.2.1", "::1")))
     assert not any(map(is_local, ("0.0.0.0", "::", "", "192.168.1.5", "example.org")))
+
+
+@pytest.mark.parametrize("routed", [True, False], ids=["routed", "no way out"])
+def test_the_address_to_open_answers(routed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on all IPv6 addresses answers to no IPv4 one."""
+    try:
+        (server,) = bind("::", 0)
+    except MoshivisError:
+        pytest.skip("there is no IPv6 here")
+    with server:
+        server.listen()
+        if not routed:
+            monkeypatch.setattr(socket.socket, "connect", unreachable)
+        opened = urlsplit(url("::", server.getsockname()[1], tls=True))
+        certificate = self_signed(tmp_path, "::")
+        monkeypatch.undo()
+        socket.create_connection((opened.hostname, opened.port), timeout=5).close()
+        shake_hands(certificate, opened.hostname or "")
+
+
+def unreachable(probe: socket.socket, place: object) -> None:
+    raise OSError("network is unreachable")

@@ -196,7 +196,7 @@ def _tls(insecure: bool) -> ssl.SSLContext:
 def _object(payload: bytes) -> dict[str, Any]:
     try:
         found = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of lists in lists in lists
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -215,7 +215,7 @@ def _explain(error: Exception, address: Address, token: str | None) -> str:
         case ssl.SSLError():
             return f"{place} does not speak TLS ({error.reason or error}); try http:// in place of https://"
         case InvalidStatus():
-            return _explain_status(error.response, place, token)
+            return _explain_status(error.response, address, token)
         case TimeoutError():
             return f"{place} did not answer within {CONNECT_SECONDS:g} s"
         case socket.gaierror():
@@ -233,7 +233,8 @@ def _explain(error: Exception, address: Address, token: str | None) -> str:
     return f"{place} is no moshivis server: {error}"
 
 
-def _explain_status(response: Response, place: str, token: str | None) -> str:
+def _explain_status(response: Response, address: Address, token: str | None) -> str:
+    place = address.place
     told = _object(bytes(response.body or b"")).get("error")
     sentence = printable(str(told)[:300]) if told else f"HTTP {response.status_code} {response.reason_phrase}"
     match response.status_code:
@@ -241,8 +242,10 @@ def _explain_status(response: Response, place: str, token: str | None) -> str:
             return f"{place} wants a token: --token …" if token is None else f"{place} does not know this token"
         case 403 | 429 | 503:
             return f"{place} refuses: {sentence}"
+        case 404 if told:
+            return f"{place} does not know {address.path}: {sentence}"
         case 200 | 400 | 404 | 405 | 426:
-            return f"{place} is a web server, but no moshivis server: {sentence} for /api/chat"
+            return f"{place} is a web server, but no moshivis server: {sentence} for {address.path}"
     return f"{place} has a problem: {sentence}"
 
 

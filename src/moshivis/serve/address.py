@@ -80,17 +80,20 @@ def is_local(host: str) -> bool:
 
 def shown_host(host: str) -> str:
     """What to write into a browser for a server on `host`: for one on all addresses, this machine's own."""
-    return own_address() if host in ANY else host
+    return own_address(host) if host in ANY else host
 
 
-def own_address() -> str:
-    """The address by which this machine goes out; its name if it has none. Nothing is sent to find out."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # reserved for documentation
+def own_address(host: str) -> str:
+    """The address by which this machine goes out, of the kind that a server on `host`, one of ANY, answers to; what
+    the machine calls itself if it has none. Nothing is sent to find out."""
+    # Both addresses are reserved for documentation.
+    family, elsewhere = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
             return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()
+    except OSError:
+        return "::1" if host == "::" else socket.gethostname()
 
 
 def url(host: str, port: int, *, tls: bool, token: str | None = None) -> str:

@@ -14,8 +14,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from moshivis.errors import InputError, MoshivisError
 from moshivis.inference.engine import Busy
@@ -80,6 +81,7 @@ def create_app(
         *chat_routes(hall),
         *realtime_routes(hall),
         *live_routes(hall),
+        WebSocketRoute("/{path:path}", _answer_lost),
         *page_routes(page),
     ]
     handlers = {HTTPException: _answer_http, MoshivisError: _answer_ours, Exception: _answer_ours}
@@ -145,6 +147,12 @@ class Crowd:
 
 
 # errors ---------------------------------------------------------------------------------------------------------------
+
+
+async def _answer_lost(socket: WebSocket) -> None:
+    """Of itself starlette would refuse a path that is not there as it does a stranger: with 403, and no word."""
+    sentence = "there is no WebSocket at this path; conversations are at /api/chat"
+    await deny(socket.scope, socket.receive, socket.send, 404, sentence)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

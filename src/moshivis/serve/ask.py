@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from moshivis.errors import InputError
 from moshivis.inference.conversation import TextPiece
-from moshivis.serve.events import picture_content
+from moshivis.serve.events import MAX_MARKS, holds_too_much, picture_content
 from moshivis.serve.hall import Full, Hall
 from moshivis.vision.image import read_image
 
@@ -101,9 +101,13 @@ class Clerk:
 def read_question(body: bytes, most_characters: int) -> tuple[str, bytes | None]:
     """Text and encoded picture of a request. Raises InputError that says what is wrong with it."""
     try:
-        request: Any = json.loads(body)
+        written = body.decode("utf-8-sig")
+        if holds_too_much(written):
+            raise InputError(f"the request holds more than {MAX_MARKS} values")
+        request: Any = json.loads(written)
     except (ValueError, RecursionError):
-        raise InputError('the request must be JSON: {"text": "What do you see?", "image": data URI or null}') from None
+        example = '{"text": "What do you see?", "image": data URI or null}'
+        raise InputError(f"the request must be JSON in UTF-8: {example}") from None
     text = request.get("text") if isinstance(request, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise InputError('there is no question: give it as "text"')

@@ -24,7 +24,7 @@ from moshivis.serve import wire
 from moshivis.serve.about import describe
 from moshivis.serve.hall import Closing, Full, Hall
 from moshivis.serve.opus import OpusReader, OpusWriter
-from moshivis.serve.patience import SLOWNESS, Overdue, in_time, is_arriving
+from moshivis.serve.patience import SLOWNESS, Overdue, in_time, is_arriving, take_seat
 from moshivis.serve.pcm import PCM, PcmReader, PcmWriter
 from moshivis.serve.session import Session
 from moshivis.serve.tasks import first_of
@@ -191,6 +191,7 @@ class _Chat:
             raise _Hangup(Close.GOING_AWAY, str(error)) from None
         except InputError as error:
             raise _Hangup(Close.BAD_REQUEST, str(error)) from None
+        take_seat(self.socket)
         async with opened as session:
             if not self.plain:
                 await self._send(wire.metadata(self._describe(session)))

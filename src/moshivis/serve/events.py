@@ -53,7 +53,7 @@ def new_id(prefix: str) -> str:
 
 def parse_event(text: str) -> Json:
     """The object in a message. Its `type` is a string; nothing else is known of it."""
-    if sum(text.count(mark) for mark in "[{,") > MAX_MARKS:
+    if holds_too_much(text):
         raise EventError(f"the message holds more than {MAX_MARKS} values", code="invalid_json")
     try:
         event = json.loads(text, parse_constant=_refuse_constant)
@@ -67,6 +67,11 @@ def parse_event(text: str) -> Json:
     if not isinstance(event.get("event_id"), str | None):
         raise EventError("event_id must be a string", code="invalid_type", param="event_id")
     return event
+
+
+def holds_too_much(text: str) -> bool:
+    """Whether JSON would unfold to more than MAX_MARKS values. To be asked before it is read, which takes long."""
+    return sum(text.count(mark) for mark in "[{,") > MAX_MARKS
 
 
 def _refuse_constant(name: str) -> None:
@@ -93,7 +98,8 @@ def shown(value: object) -> str:
     """A stranger's value, short enough for a message."""
     if not isinstance(value, str):
         return f"a {_JSON_NAMES[type(value)]}"
-    return ascii(value) if len(value) <= 60 else f"{ascii(value[:60])}…"
+    text = ascii(value[:61])  # in which a character can take ten
+    return text if len(text) <= 62 else f"{text[:61]}…{text[0]}"
 
 
 _JSON_NAMES: dict[type, str] = {
@@ -190,15 +196,16 @@ def read_settings(fields: Fields, current: CallSettings, extra: tuple[str, ...] 
     fields.only(dict.fromkeys([*known, *extra]))
     changes = {name: value for name, value in fields.values.items() if name in known and value is not None}
     for name, value in changes.items():
+        short = not isinstance(value, str) or len(value) <= MAX_NAME
         finite = not isinstance(value, int | float) or (abs(value) < 2**64 and math.isfinite(value))
-        if isinstance(value, bool | dict | list) or not finite:
+        if isinstance(value, bool | dict | list) or not (short and finite):
             raise fields.wrong(name, f"must be a number of reasonable size or a name, not {shown(value)}")
     settings = dataclasses.replace(current, **changes)
     try:
         settings.check()
     except InputError as error:
         name = next((name for name in changes if str(error).startswith(f"{name} ")), "")
-        raise EventError(str(error), code="invalid_value", param=fields.where(name)) from None
+        raise EventError(str(error)[:300], code="invalid_value", param=fields.where(name)) from None
     return settings
 
 

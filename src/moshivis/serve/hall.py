@@ -97,10 +97,11 @@ class Hall:
     ) -> Session:
         """Begin a conversation about a picture, or about none, over the protocol `kind`.
 
-        Raises what `check` does, and InputError for a bad picture or setting.
+        Raises what `check` does, and InputError for a bad picture or setting; then a ticket goes back to the head of
+        the queue, for another try.
         """
         self.check(ticket)
-        self._tickets.pop(ticket or "", None)
+        place = self._tickets.pop(ticket or "", None)
         self.metrics.queue_length(len(self._tickets))
         self._opening += 1
         try:
@@ -110,8 +111,13 @@ class Hall:
             session = Session(kind, self.look, self.metrics, self.limits.send_buffer_frames)
             call = self.engine.open(session.deliver, settings, seen)
             session.attach(call, self._ended)
-        except InputError:
-            self.metrics.rejected("picture")
+        except (InputError, Busy) as error:
+            if isinstance(error, InputError):
+                self.metrics.rejected("picture")
+            if place is not None:
+                place.asked = time.monotonic()
+                self._tickets = {place.token: place, **self._tickets}
+                self.metrics.queue_length(len(self._tickets))
             raise
         finally:
             self._opening -= 1

@@ -38,7 +38,7 @@ from moshivis.serve.json_wire import (
     server_stopping,
     session_ended,
 )
-from moshivis.serve.patience import SLOWNESS, Overdue, in_time, is_arriving
+from moshivis.serve.patience import SLOWNESS, Overdue, in_time, is_arriving, take_seat
 from moshivis.serve.pcm import Samples
 from moshivis.serve.session import Session
 from moshivis.serve.wire import MAX_SEED
@@ -48,6 +48,7 @@ _log = logging.getLogger("moshivis.serve")
 WATCH_S = 0.25  # between two looks at the clock
 REPORT_S = 1.0  # between two reports of lost sound
 BUFFER = "input_buffer_ms"  # beside the settings of the call
+OPENING, PICTURE = "opening", "picture"  # what the working task is asked to do
 
 Chore = Callable[[], Awaitable[None]]
 
@@ -75,7 +76,8 @@ class JsonCall:
         self._opening = False  # a place was asked for, or taken
         self._wanted = False  # something came that a call is opened for, besides a picture
         self._opened = asyncio.Event()
-        self._chores: asyncio.Queue[tuple[Json, Chore]] = asyncio.Queue(maxsize=1)
+        self._chores: dict[str, tuple[Json, Chore]] = {}  # that wait, in order; of each kind one
+        self._chore_came = asyncio.Event()
         self._reported, self._reported_at = (0, 0), 0.0
 
     # for subclasses to say ---------------------------------------------------------------------------------------
@@ -166,7 +168,10 @@ class JsonCall:
 
     async def _work(self) -> NoReturn:
         while True:
-            event, chore = await self._chores.get()
+            while not self._chores:
+                self._chore_came.clear()
+                await self._chore_came.wait()
+            event, chore = self._chores.pop(next(iter(self._chores)))
             try:
                 await chore()
             except EventError as error:
@@ -203,15 +208,26 @@ class JsonCall:
 
     # what events do ----------------------------------------------------------------------------------------------
 
-    async def later(self, event: Json, chore: Chore) -> None:
-        """Do something that takes a while, for an event, one thing after the other. Waits while another one waits."""
-        await self._chores.put((event, chore))
+    async def show_later(self, event: Json, chore: Chore) -> None:
+        """Look at an event's picture, after what was asked for before. Events must not wait for that: one picture may,
+        and gives way to a newer one; its own event is answered with an error then."""
+        before = self._chores.get(PICTURE)
+        self._ask(PICTURE, event, chore)
+        if before is not None:
+            message = "a newer picture came before this one was looked at"
+            await self.wire.fail(EventError(message, code="picture_replaced"), before[0])
+
+    def _ask(self, kind: str, event: Json, chore: Chore) -> None:
+        """Ask the working task for something, in place of what was asked of the same kind and waits still."""
+        self._chores[kind] = (event, chore)
+        self._chore_came.set()
 
     async def open(self, picture: bytes | None = None, param: str | None = None) -> None:
         """Take a place in the hall. Raises EventError for a bad picture, which stood in `param`."""
         self._opening = True
         try:
             self.session = await self.hall.session(self.settings, picture, kind=self.kind)
+            take_seat(self._socket)
         except InputError as error:
             self._opening = False
             raise EventError(str(error), code="invalid_image", param=param) from None
@@ -226,12 +242,12 @@ class JsonCall:
         self._opened.set()
         self.pump()
 
-    async def open_later(self, event: Json) -> None:
+    def open_later(self, event: Json) -> None:
         """Open and start the call, unless that has been done."""
         self._wanted = True
         if not self._opening:
             self._opening = True
-            await self.later(event, self._open_and_start)
+            self._ask(OPENING, event, self._open_and_start)
 
     async def _open_and_start(self) -> None:
         if self.session is None:

@@ -3,7 +3,8 @@
 Reference facts, serving.md section 3.3. The first event is `session.start`: `session.audio.format` (`audio/pcm` at 24
 or 16 kHz, `audio/pcmu`, `audio/pcma`; both ways), and of ours `session.image.image_url`, a data URI of the picture to
 talk about, and `session.moshivis`, settings of the call as in `/v1/realtime`. All of it is fixed from then on, but the
-picture: `session.image.set {image_url}` shows another one, or none for null; `session.image.updated` answers.
+picture: `session.image.set {image_url}` shows another one, or none for null; `session.image.updated` answers, or an
+error: `picture_replaced` if a newer one came before it was looked at.
 
 Both sides speak for as long as they like. `session.output_audio.delta` comes every 80 ms, silence included, and
 `session.output_transcript.delta` with the words and the extra field `gate`. A client should send sound, or silence, all
@@ -76,6 +77,7 @@ class LiveCall(JsonCall):
         self.id = new_id("live")
         self.input, self.output = PcmReader(PCM), PcmWriter(PCM)
         self.sees = False  # a picture
+        self.muted = False
         self._frames = 0
         self._close_event: Json | None = None
         self._handlers: dict[str, Callable[[Fields], Awaitable[None]]] = {
@@ -193,7 +195,8 @@ class LiveCall(JsonCall):
 
     async def _append(self, event: Fields) -> None:
         event.only({**_EVENT, "audio": None})
-        self.hear(self.input.read(read_sound(event, "audio", self.input.format)))
+        sound = read_sound(event, "audio", self.input.format)
+        self.hear(self.input.read(sound, muted=self.muted))  # what waits already was said before
 
     async def _mute(self, event: Fields) -> None:
         await self._set_mute(event, True, "session.input_audio.muted")
@@ -203,8 +206,7 @@ class LiveCall(JsonCall):
 
     async def _set_mute(self, event: Fields, muted: bool, answer: str) -> None:
         event.only(_EVENT)
-        assert self.session is not None
-        self.session.mute(muted)
+        self.muted = muted
         await self.wire.send(answer, client_event_id=client_event_id(event.values))
 
     async def _set_image(self, event: Fields) -> None:
@@ -219,4 +221,4 @@ class LiveCall(JsonCall):
             cause = client_event_id(event.values)
             await self.wire.send("session.image.updated", image={"shown": self.sees}, client_event_id=cause)
 
-        await self.later(event.values, show)
+        await self.show_later(event.values, show)

@@ -3,7 +3,8 @@
 uvicorn waits for ever for a first request, and for what it has written to be taken. Here a request whose head is not
 whole in time ends its connection, and so does a client that takes nothing of an answer, or of a closed WebSocket. A
 large picture on a slow line is one message that takes long: whoever is sending it is not silent, though even the answer
-to a ping waits behind it.
+to a ping waits behind it. But what has come of it stands in memory, so only so many of those who have no place may be
+sending one at once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ ARRIVED = "arrived"  # in the state of a WebSocket: tells when its last bytes ca
 ARRIVING = "arriving"  # the same: tells whether a part of a message is there
 SLOWNESS = 4  # times `idle_s` that a message of a running conversation may take to arrive
 MAX_PIECES = 2**16  # of a message; they may be empty, so no limit of bytes holds them
+LARGE = 2**20  # bytes of a message that may have come already and make it a large one, which is to say a picture
+MOST_LARGE = 24  # large messages that may be arriving at once, not counting those of conversations
+SEATED = "seated"  # in the state of a WebSocket: it has a conversation
+TRY_LATER = 1013  # code of closing
 T = TypeVar("T")
 
 
@@ -61,6 +66,11 @@ def is_arriving(socket: WebSocket) -> bool:
     """Whether the next message of a socket has begun to arrive."""
     arriving: Callable[[], bool] = getattr(socket.state, ARRIVING, lambda: False)
     return arriving()
+
+
+def take_seat(socket: WebSocket) -> None:
+    """The socket has a conversation, which others who send large messages must not end."""
+    setattr(socket.state, SEATED, True)
 
 
 def http_protocol(seconds: float) -> type[asyncio.Protocol]:
@@ -102,7 +112,9 @@ def http_protocol(seconds: float) -> type[asyncio.Protocol]:
 
         def _end(self, before: RequestResponseCycle | None) -> None:
             self.waiting = None
-            if self.cycle is before and self._idle():
+            if self.cycle is not before:
+                self._wait()  # of a later request half may have come
+            elif self._idle():
                 self.transport.abort()
 
         def _idle(self) -> bool:
@@ -115,10 +127,12 @@ def http_protocol(seconds: float) -> type[asyncio.Protocol]:
 
 def websocket_protocol(seconds: float) -> type[asyncio.Protocol]:
     """WebSockets that are given up when they have been closing for one to two times `seconds`."""
+    large: set[asyncio.Protocol] = set()
 
     class Impatient(WebSocketsSansIOProtocol):
         look: asyncio.TimerHandle | None = None
         arrived = 0.0
+        weight = 0  # bytes of a message that has not come whole; up to what is read at once too many
 
         def connection_made(self, transport: BaseTransport) -> None:
             super().connection_made(transport)
@@ -128,11 +142,34 @@ def websocket_protocol(seconds: float) -> type[asyncio.Protocol]:
             super().handle_connect(event)
             if self.response.status_code == 101:
                 self.scope["state"][ARRIVED] = lambda: self.arrived
-                self.scope["state"][ARRIVING] = lambda: bool(self.frames or self.conn.reader.buffer)
+                self.scope["state"][ARRIVING] = self._is_arriving
 
         def data_received(self, data: bytes) -> None:
             self.arrived = time.monotonic()
             super().data_received(data)
+            self.weight = self.weight + len(data) if self._is_arriving() else 0
+            self._weigh()
+
+        def send_receive_event_to_app(self) -> None:
+            self.weight = 0
+            super().send_receive_event_to_app()
+
+        def _is_arriving(self) -> bool:
+            return bool(self.frames or self.conn.reader.buffer)
+
+        def _weigh(self) -> None:
+            if self.weight <= LARGE or self.transport.is_closing() or self._talks():
+                large.discard(self)
+            elif self in large or len(large) < MOST_LARGE:
+                large.add(self)
+            elif self.handshake_complete:
+                self.conn.fail(TRY_LATER, "too many large messages are on their way; try again later")
+                self.handle_parser_exception()
+            else:
+                self.transport.abort()
+
+        def _talks(self) -> bool:
+            return SEATED in self.scope["state"] and not self.close_sent
 
         def handle_ping(self) -> None:
             if self.writable.is_set():
@@ -156,6 +193,7 @@ def websocket_protocol(seconds: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            large.discard(self)
             if self.look is not None:
                 self.look.cancel()
 

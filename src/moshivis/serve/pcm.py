@@ -50,10 +50,10 @@ class PcmReader:
         self.format = format
         self._resampler = None if format.rate == SAMPLE_RATE else _resampler(format.rate, SAMPLE_RATE)
 
-    def read(self, data: bytes) -> Samples:
-        """The stream's next bytes, whole samples, -> float32 [T] in -1..1. T lags a few milliseconds behind.
+    def read(self, data: bytes, *, muted: bool = False) -> Samples:
+        """The stream's next bytes, whole samples, -> float32 [T] in -1..1; silence in place of what is `muted`.
 
-        Raises InputError for half a sample.
+        T lags a few milliseconds behind. Raises InputError for half a sample.
         """
         size = self.format.sample_bytes
         if len(data) % size:
@@ -62,6 +62,8 @@ class PcmReader:
             levels = np.frombuffer(data, "<i2")
         else:
             levels = _levels(self.format)[np.frombuffer(data, np.uint8)]
+        if muted:
+            levels = np.zeros_like(levels)
         samples: Samples = levels.astype(np.float32) / np.float32(32768)
         return samples if self._resampler is None else self._resampler.resample_chunk(samples)
 

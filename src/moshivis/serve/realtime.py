@@ -10,7 +10,8 @@ Reference facts, serving.md sections 3.1 and 3.2. What a client can send:
 * `input_audio_buffer.append`: sound. It may come faster than time passes, a whole recording in one event too: the rest
   waits to be heard. A live microphone that rather loses sound than falls behind asks for a small `input_buffer_ms`.
   `clear` forgets what waits; `commit` is acknowledged: there is nothing to commit, the model listens all the time.
-* `conversation.item.create` with one `input_image`, a data URI: the model sees the picture from now on. At any time.
+* `conversation.item.create` with one `input_image`, a data URI: the model sees the picture from now on. At any time;
+  but of pictures that come faster than they are looked at the newest counts (`picture_replaced` answers the others).
 * `response.create`, `response.cancel`, `conversation.item.truncate` (acknowledged).
 
 The model decides when it speaks; `responses` tells how that becomes responses, and what is sent. Beside the API's own
@@ -201,7 +202,7 @@ class RealtimeCall(JsonCall):
     async def _append(self, event: Fields) -> None:
         event.only({**_EVENT, "audio": None})
         self.hear(self.input.read(read_sound(event, "audio", self.input.format)))
-        await self.open_later(event.values)
+        self.open_later(event.values)
 
     async def _commit(self, event: Fields) -> None:
         event.only(_EVENT)
@@ -236,7 +237,7 @@ class RealtimeCall(JsonCall):
             message = {"type": "message", "role": "user", "status": "completed", "content": content}
             await self._send(self.responses.place({"id": name, "object": "realtime.item", **message}))
 
-        await self.later(event.values, show)
+        await self.show_later(event.values, show)
 
     def _picture(self, item: Fields) -> tuple[bytes, str]:
         """The one picture in an item's content, and the path at which it stands."""
@@ -270,7 +271,7 @@ class RealtimeCall(JsonCall):
         if response is not None:
             response.only(_RESPONSE)
         await self._send(self.responses.request())
-        await self.open_later(event.values)
+        self.open_later(event.values)
 
     async def _cancel_response(self, event: Fields) -> None:
         event.only({**_EVENT, "response_id": None})

@@ -84,9 +84,17 @@ def _usual_folder() -> Path:
 
 
 def _names(host: str) -> list[str]:
-    """What people may call the server, each once."""
-    own = [socket.gethostname(), own_address()] if host in ANY else [host.strip("[]"), socket.gethostname()]
-    return list(dict.fromkeys(["localhost", "127.0.0.1", "::1", *(name.lower() for name in own)]))
+    """What people may call the server, each once, as certificates write it. Raises InputError if that cannot be done
+    for `host`; a name of this machine's own is left out then."""
+    names = ["localhost", "127.0.0.1", "::1"]
+    asked = own_address(host) if host in ANY else host.strip("[]")
+    for name in (asked, socket.gethostname()):
+        try:
+            names.append(name.lower().encode("idna").decode())
+        except UnicodeError as error:
+            if name == host.strip("[]"):
+                raise InputError(f"a certificate cannot name the host {host!r}: {error}") from error
+    return list(dict.fromkeys(names))
 
 
 def _holds(certificate: Certificate, names: list[str]) -> bool:
