@@ -117,10 +117,9 @@ class Trainer:
         validate: Callable[[int], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Train to the last step, or until `stop` on any rank, and whether it came to that: then all is saved.
+        """Train to the last step, or until `stop` says so on any rank; returns whether it did, before the last step.
 
         `validate(step)` is called as often as the recipe says.
-
         Raises InputError for data that cannot be used, MoshivisError for numbers that are not finite, CheckpointError
         if a checkpoint cannot be written; the last two unless the recipe says to go on.
         """
