@@ -131,8 +131,8 @@ def _train(recipe: Recipe, ranks: Ranks, sets: Sets | None, held_out: Sets | Non
         if sets is None:
             _say_unused(recipe, report)
         if recipe.precision == "bf16" and not has_bfloat16(ranks.device.type):
-            slower = {"cpu": "is dozens of times as fast"}.get(ranks.device.type, "may be faster")
-            report.warn(f"this device has no instructions for bfloat16; precision=fp32 {slower}")
+            gain = "is dozens of times as fast" if ranks.device.type == "cpu" else "may be faster"
+            report.warn(f"this device has no instructions for bfloat16; precision=fp32 {gain}")
         if trainer.progress.step:
             report.say(f"going on after step {trainer.progress.step}")
         validation = None
